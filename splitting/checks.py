@@ -1,0 +1,110 @@
+"""Public verifiers: how far a point is from the solution, and whether operators and activations keep their word."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from splitting import verified
+from splitting.errors import InvalidArgument
+from splitting.inclusion import Inclusion, check_state
+from splitting.operators import Operator
+from splitting.prox import Activation
+
+# Evaluating σ in float64 is taken to be right to this many units in the last place of the result.
+_ACTIVATION_ULPS = 4
+
+
+@torch.no_grad()
+def error_bound(problem: Inclusion, z: Tensor) -> Tensor:
+    """Proved upper bound on ‖z − z*‖_Λ for each sample, for any z (batch, *state_shape), wherever it came from.
+
+    One forward–backward step with step β = 1/rms(A) leads from z to z′ = σ(y), for which s = y − z′ ∈ ∂f(z′) exactly,
+    whatever y is; with r = A z′ − c + s, strong monotonicity gives ‖z′ − z*‖ ≤ ‖r‖/m, and the bound is
+    ‖z − z′‖ + ‖r‖/m. All in float64, with the rounding of every operation added. inf where m ≤ 0 or z is not finite.
+    The exact problem is the one whose A, c are the given floating-point numbers.
+    """
+    check_state("z", z, problem.operator)
+    exact = problem.double()
+    operator, source, prox = exact.operator, exact.source, exact.prox
+    m = operator.strong_monotonicity
+    if not m > 0 or z.numel() == 0:
+        return source.new_full((len(source),), torch.inf if z.numel() else 0.0)
+    z = z.detach().double()
+    beta = operator.typical_step
+    y = prox.point(z - beta * (operator.apply(z) - source), beta)
+    nearby = prox(y)
+    image = operator.apply(nearby)
+    r = image - source + (y - nearby)
+    size = _norm(operator, image.abs() + source.abs() + y.abs() + nearby.abs())
+    sigma_error = _ACTIVATION_ULPS * verified.unit_roundoff(torch.float64) * _norm(operator, nearby)
+    r_error = operator.rounding(nearby) + verified.gamma(4) * size
+    # A wrong last digit of σ moves both A z′ and s.
+    r_error = r_error + (operator.frobenius + 1) * sigma_error
+    bound = _norm(operator, z - nearby) + sigma_error + (_norm(operator, r) + r_error) / m
+    return torch.nan_to_num(bound * (1 + 1e-12), nan=torch.inf)
+
+
+def check_adjoint(operator: Operator, *, batch: int = 4, seed: int = 0) -> float:
+    """Relative defect of ⟨x, A y⟩ = ⟨Aᵀx, y⟩ on random states: a few roundings for a right adjoint."""
+    x, y = _random(operator, batch, seed), _random(operator, batch, seed + 1)
+    image, back = operator.apply(y), operator.adjoint.apply(x)
+    scale = (image.flatten(1).norm(dim=1) * x.flatten(1).norm(dim=1)).clamp_min(torch.finfo(x.dtype).tiny)
+    return float((((x * image).flatten(1).sum(1) - (back * y).flatten(1).sum(1)).abs() / scale).max())
+
+
+def check_resolvent(operator: Operator, alpha: float, *, batch: int = 4, seed: int = 0) -> float:
+    """Relative defect of (I + αA) V v = v and of its adjoint on random states: roundings times the condition."""
+    v = _random(operator, batch, seed)
+    defect = 0.0
+    for a in (operator, operator.adjoint):
+        w = a.resolvent(alpha)(v)
+        defect = max(defect, float((w + alpha * a.apply(w) - v).norm() / v.norm()))
+    return defect
+
+
+def check_monotone(operator: Operator, *, batch: int = 64, seed: int = 0) -> float:
+    """Smallest ⟨z, A z⟩_Λ/‖z‖²_Λ over random states: must not be below `operator.strong_monotonicity`."""
+    z = _random(operator, batch, seed)
+    weighted = z if operator.metric is None else z * operator.metric
+    return float(((weighted * operator.apply(z)).flatten(1).sum(1) / operator.norm(z).square()).min())
+
+
+def check_activation(activation: Activation, *, low: float = -20.0, high: float = 20.0, points: int = 4001) -> None:
+    """Verify σ on a grid: nondecreasing, 1-Lipschitz, σ′ ∈ [0, 1] between the slopes beside it, prox equation solved.
+
+    Raises InvalidArgument naming the property that fails and where. Passing is evidence, not a proof.
+    """
+    y = torch.linspace(low, high, points, dtype=torch.float64)
+    sigma, slope = activation(y), activation.derivative(y)
+    secant = sigma.diff() / y.diff()
+    _require((secant >= -1e-12).all(), activation, "decreases somewhere", y[:-1][secant < -1e-12])
+    _require((secant <= 1 + 1e-12).all(), activation, "is steeper than 1 somewhere", y[:-1][secant > 1 + 1e-12])
+    outside = (slope < 0) | (slope > 1)
+    _require(~outside.any(), activation, "has a derivative outside [0, 1]", y[outside])
+    # A derivative between the neighbouring secants, up to curvature: wrong formulas miss by far more.
+    below, above = torch.minimum(secant[1:], secant[:-1]), torch.maximum(secant[1:], secant[:-1])
+    wrong = (slope[1:-1] < below - 1e-2) | (slope[1:-1] > above + 1e-2)
+    _require(~wrong.any(), activation, "has a derivative that is not its slope", y[1:-1][wrong])
+    for alpha in (0.01, 0.5, 1.0, 3.0, 100.0):
+        point = activation.point(y, alpha)
+        defect = (alpha * point + (1 - alpha) * activation(point) - y).abs()
+        unsolved = defect > 1e-9 * (1 + y.abs()) * max(alpha, 1)
+        _require(~unsolved.any(), activation, f"does not solve its prox equation for α = {alpha}", y[unsolved])
+
+
+def _require(holds: Tensor, activation: Activation, failure: str, where: Tensor) -> None:
+    if not bool(holds):
+        raise InvalidArgument(f"{type(activation).__name__} {failure}, first at y = {float(where[0]):.6g}")
+
+
+def _norm(operator: Operator, z: Tensor) -> Tensor:
+    """Upper bound on ‖z‖_Λ per sample."""
+    flat = z if operator.metric is None else z * operator.metric.sqrt()
+    return verified.vector_norm(flat) * (1 + 4 * verified.unit_roundoff(torch.float64))
+
+
+def _random(operator: Operator, batch: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    state = torch.randn(batch, *operator.state_shape, generator=generator, dtype=torch.float64)
+    return state.to(operator.device, operator.dtype)

@@ -1,0 +1,18 @@
+"""Splitting methods, one per file. Each is a frozen value; `splitting.solve` runs it."""
+
+from splitting.solvers.anderson import Anderson
+from splitting.solvers.base import Iteration, Solver, State
+from splitting.solvers.forward_backward import ForwardBackward
+from splitting.solvers.forward_backward_forward import ForwardBackwardForward
+from splitting.solvers.peaceman_rachford import DouglasRachford, PeacemanRachford
+
+__all__ = [
+    "Anderson",
+    "DouglasRachford",
+    "ForwardBackward",
+    "ForwardBackwardForward",
+    "Iteration",
+    "PeacemanRachford",
+    "Solver",
+    "State",
+]
