@@ -1,0 +1,46 @@
+"""Product bounds: ‖W_o Λ^-½‖₂ ‖Λ^½ U diag(1/std)‖₂ / m, and the same for every difference of two rows of W_o."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mondeq.lipschitz.bound import Bound
+from mondeq.models import Classifier
+from splitting import verified
+
+_ASSUMPTIONS = "exact equilibrium of the stored weights; inputs anywhere in pixel space"
+
+
+def product_bound(exact: Classifier) -> Bound:
+    """‖W_o Λ^-½‖₂ ‖Λ^½ U diag(1/std)‖₂ / m (Pabbaraju, Winston & Kolter 2021), for a float64 classifier.
+
+    pairs[i, j] replaces W_o by the difference of its rows i and j: a gap is more regular than two logits.
+    """
+    input_gain = _input_gain(exact)
+    head = metric_head(exact)
+    value = verified.spectral_norm(head, perturbation=_rounding(head)) * input_gain
+    differences = head[:, None, :] - head[None, :, :]
+    norms = verified.vector_norm(differences.flatten(0, 1)).reshape(len(head), len(head))
+    pairs = (norms + 2 * _rounding(head)) * input_gain * (1 + 1e-15)
+    pairs.fill_diagonal_(0)
+    return Bound(verified.round_up(value), "certified", "product", _ASSUMPTIONS, pairs)
+
+
+def metric_head(exact: Classifier) -> Tensor:
+    """W_o Λ^-½: the read-out in coordinates in which the metric is Euclidean."""
+    metric = exact.linear.operator().metric
+    head = exact.head_weight.detach()
+    return head if metric is None else head / metric.sqrt()
+
+
+def _input_gain(exact: Classifier) -> float:
+    """‖Λ^½ U diag(1/std)‖₂/m ≥ Lipschitz constant of image ↦ z*, from the 2-norm to the Λ-norm; inf if m ≤ 0."""
+    m = exact.linear.operator().strong_monotonicity
+    gain = verified.round_up(exact.linear.input_norm(exact.pixel_scale()) * (1 + 1e-15))
+    return verified.round_up(gain / m) if m > 0 else float("inf")
+
+
+def _rounding(head: Tensor) -> float:
+    """Each entry of W_o Λ^-½ is right to a few roundings."""
+    return 4 * verified.gamma(1) * float(torch.linalg.matrix_norm(head))

@@ -1,0 +1,79 @@
+"""The dense monotone parameterization: W = (1 − m)I − FᵀF + Gᵀ − G, so A = I − W = mI + FᵀF + G − Gᵀ."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+import splitting
+from mondeq.parameterizations.base import DenseInput, check_positive
+from splitting import verified
+
+
+class Dense(DenseInput):
+    """z = σ(Wz + Ux + b) with W = (1 − m)I − FᵀF + Gᵀ − G: one solution for every F, G, and ‖U‖₂/m-Lipschitz.
+
+    in_features: entries of x, any shape (flattened). features: n, entries of z. m: strong monotonicity, > 0; with
+    learn_m it is the initial value of exp(log_m). Initialised like torch.nn.Linear. Raises InvalidArgument.
+    Source: Winston & Kolter 2020, arXiv 2006.08591.
+    """
+
+    def __init__(self, in_features: int, features: int, m: float = 1.0, *, learn_m: bool = False) -> None:
+        super().__init__(in_features, features)
+        bound = features**-0.5
+        self.F = nn.Parameter(torch.empty(features, features).uniform_(-bound, bound))
+        self.G = nn.Parameter(torch.empty(features, features).uniform_(-bound, bound))
+        log_m = torch.tensor(math.log(check_positive("m", m)))
+        if learn_m:
+            self.log_m = nn.Parameter(log_m)
+        else:
+            self.register_buffer("log_m", log_m)
+
+    @property
+    def m(self) -> Tensor:
+        """Strong monotonicity of I − W, a scalar tensor."""
+        return self.log_m.exp()
+
+    def operator(self) -> splitting.DenseOperator:
+        return GramSkewOperator(self.F, self.G, self.m)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, features={self.features}, m={float(self.m):.4g}"
+
+
+class GramSkewOperator(splitting.DenseOperator):
+    """A = mI + FᵀF + G − Gᵀ with gradients to F, G and m.
+
+    Assembled outside the graph; gradients reach F through two thin products instead of through an (n, n) one when
+    the batch is small.
+    """
+
+    def __init__(self, F: Tensor, G: Tensor, m: Tensor) -> None:
+        self._setup((F, G, m), F.shape[1], None)
+
+    def _assemble(self) -> Tensor:
+        F, G, m = self.tensors
+        return torch.addmm(G - G.mT, F.mT, F) + torch.diag_embed(m.expand(len(G)))
+
+    @property
+    def strong_monotonicity(self) -> float:
+        """m less the rounding of the assembly; where that is a lot, what can be proved from the matrix, if better."""
+
+        def bound() -> float:
+            F, G, m = self.tensors
+            entries = float(F.double().square().sum() + 2 * G.double().norm() + m)
+            by_construction = verified.round_down(float(m) - verified.gamma(len(F) + 4, self.dtype) * entries)
+            return by_construction if by_construction > 0.99 * float(m) else max(by_construction, self._prove_monotonicity())
+
+        return self._cached("strong_monotonicity", bound)
+
+    def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
+        F, _, _ = self.tensors
+        outer = q.mT @ z
+        if 3 * len(q) < len(F):
+            dF = torch.addmm((q @ F.mT).mT @ z, (z @ F.mT).mT, q)
+        else:
+            dF = F @ (outer + outer.mT)
+        return dF, outer - outer.mT, (q * z).sum()

@@ -1,0 +1,50 @@
+"""The Lipschitz-bounded parameterization: x ↦ W_o z is γ-Lipschitz for every value of the weights.
+
+W = I − Ψ(W_oᵀW_o/(2γ) + Ψ⁻¹UUᵀΨ⁻¹/(2γ) + VᵀV + εI + Sᵀ − S), Ψ = Λ⁻¹ (Revay, Wang & Manchester 2020).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import splitting
+from mondeq.parameterizations.base import DenseInput, check_count, check_positive
+
+
+class LipschitzDense(DenseInput):
+    """z = σ(Wz + Ux + b) and its read-out W_o z + b_o, with ‖W_o(z₁ − z₂)‖₂ ≤ γ ‖x₁ − x₂‖₂ built in.
+
+    The operator is A = Ψ(W_oᵀW_o/(2γ) + ΛUUᵀΛ/(2γ) + VᵀV + εI + Sᵀ − S), monotone in the metric Λ = exp(log_metric),
+    which is learned; ΛA + AᵀΛ − W_oᵀW_o/γ − ΛUUᵀΛ/γ = 2VᵀV + 2εI ≻ 0 is the matrix inequality that gives γ.
+    in_features, features, out_features: sizes of x, z and W_o z. gamma: γ > 0, in units of output per input.
+    epsilon: ε > 0 keeps the inequality strict and the operator well conditioned. Source: arXiv 2010.01732.
+    """
+
+    def __init__(
+        self, in_features: int, features: int, out_features: int, gamma: float = 1.0, *, epsilon: float = 0.05
+    ) -> None:
+        super().__init__(in_features, features)
+        self.out_features = check_count("out_features", out_features)
+        self.gamma = check_positive("gamma", gamma)
+        self.epsilon = check_positive("epsilon", epsilon)
+        scale = features**-0.5
+        self.W_o = nn.Parameter(torch.empty(out_features, features).uniform_(-scale, scale))
+        self.b_o = nn.Parameter(torch.zeros(out_features))
+        self.V = nn.Parameter(torch.empty(features, features).uniform_(-scale, scale))
+        self.S = nn.Parameter(torch.empty(features, features).uniform_(-scale, scale))
+        self.log_metric = nn.Parameter(torch.zeros(features))
+
+    def operator(self) -> splitting.DenseOperator:
+        metric = self.log_metric.exp()
+        scaled = metric[:, None] * self.U
+        gram = self.W_o.mT @ self.W_o + scaled @ scaled.mT
+        inner = torch.addmm(self.S.mT - self.S + gram / (2 * self.gamma), self.V.mT, self.V)
+        inner = inner + self.epsilon * torch.eye(self.features, dtype=gram.dtype, device=gram.device)
+        return splitting.DenseOperator(inner / metric[:, None], metric=metric)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, features={self.features}, out_features={self.out_features}, "
+            f"gamma={self.gamma:.4g}, epsilon={self.epsilon:.4g}"
+        )
