@@ -6,6 +6,7 @@ from mondeq.layer import EquilibriumLayer
 from mondeq.lipschitz import Bound, lipschitz_bounds, local_jacobian_norms
 from mondeq.models import Classifier, ModelConfig
 from mondeq.parameterizations import Dense, LipschitzDense, Parameterization
+from mondeq.runs import load, save
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,8 @@ __all__ = [
     "RunError",
     "TrainingError",
     "certify",
+    "load",
     "lipschitz_bounds",
     "local_jacobian_norms",
+    "save",
 ]

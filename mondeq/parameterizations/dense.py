@@ -20,21 +20,22 @@ class Dense(DenseInput):
     Source: Winston & Kolter 2020, arXiv 2006.08591.
     """
 
+    _fixed_m: Tensor
+
     def __init__(self, in_features: int, features: int, m: float = 1.0, *, learn_m: bool = False) -> None:
         super().__init__(in_features, features)
         bound = features**-0.5
         self.F = nn.Parameter(torch.empty(features, features).uniform_(-bound, bound))
         self.G = nn.Parameter(torch.empty(features, features).uniform_(-bound, bound))
-        log_m = torch.tensor(math.log(check_positive("m", m)))
-        if learn_m:
-            self.log_m = nn.Parameter(log_m)
-        else:
-            self.register_buffer("log_m", log_m)
+        check_positive("m", m)
+        self.log_m = nn.Parameter(torch.tensor(math.log(m))) if learn_m else None
+        # A fixed m is the constructor's argument, not a weight.
+        self.register_buffer("_fixed_m", torch.tensor(float(m)), persistent=False)
 
     @property
     def m(self) -> Tensor:
         """Strong monotonicity of I − W, a scalar tensor."""
-        return self.log_m.exp()
+        return self._fixed_m if self.log_m is None else self.log_m.exp()
 
     def operator(self) -> splitting.DenseOperator:
         return GramSkewOperator(self.F, self.G, self.m)

@@ -1,0 +1,82 @@
+"""`mondeq certify`: certified accuracy of a run on its test set."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mondeq import distributed, plots
+from mondeq.attacks import accuracy_under_attack
+from mondeq.cli.evaluation import (
+    DEFAULT_RADII,
+    add_data_dir,
+    add_device,
+    bounds_table,
+    certify_split,
+    report_json,
+    report_table,
+    run_data,
+)
+from mondeq.cli.output import add_json, save_json, show
+from mondeq.runs import load
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "certify",
+        help="certified accuracy of a trained model",
+        description="Certify a trained model on its test set: the share of images that are classified right and "
+        "proved to stay so for every perturbation of at most the given ℓ2 norm. Runs under torchrun, images shared.",
+        epilog="example: mondeq certify runs/mnist --radii 0.1 0.2 36/255 --attack",
+    )
+    parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder of `mondeq train`")
+    parser.add_argument(
+        "--radii", type=_radius, nargs="+", default=list(DEFAULT_RADII), metavar="R",
+        help=f"ℓ2 radii in pixels of [0, 1], fractions allowed (default: {' '.join(map(str, DEFAULT_RADII))})",
+    )  # fmt: skip
+    parser.add_argument("--attack", action="store_true", help="also measure accuracy under an ℓ2 PGD attack (needs foolbox)")
+    parser.add_argument("--attack-samples", type=_count, default=500, metavar="N", help="images attacked (default 500)")
+    parser.add_argument("--limit", type=_count, metavar="N", help="use only the first N test images")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the certified-accuracy curve")
+    add_data_dir(parser)
+    add_device(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    with distributed.session(options.device) as device:
+        model = load(options.folder, device=device)
+        split = run_data(options.folder, options.data_dir).test
+        report = certify_split(model, split, device, options.limit)
+        figures = report_json(report, options.radii)
+        attacked = None
+        if options.attack and distributed.is_main():
+            count = min(options.attack_samples, len(report.radius))
+            images, labels = split.images[:count].to(device).float() / 255, split.labels[:count].to(device)
+            attacked = accuracy_under_attack(model, images, labels, options.radii)
+            figures["accuracy_under_attack"] = {f"{r:g}": share for r, share in attacked.items()}
+            figures["attacked_samples"] = count
+        if options.plot and distributed.is_main():
+            plots.certified_accuracy(report, str(options.folder), options.plot)
+        save_json(options.json, figures)
+        note = f"\n({figures['attacked_samples']} images attacked)" if attacked else ""
+        show(f"{report_table(report, options.radii, attacked)}{note}\n\n{bounds_table(report.bounds)}")
+    return 0
+
+
+def _radius(text: str) -> float:
+    numerator, _, denominator = text.partition("/")
+    try:
+        value = float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError):
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a radius; give numbers ≥ 0 such as 0.5 or 36/255")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number ≥ 1")
+    return int(text)

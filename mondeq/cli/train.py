@@ -1,0 +1,243 @@
+"""`mondeq train`: train a classifier, certify it on the test set, leave a run folder."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mondeq
+from mondeq import data, distributed, plots
+from mondeq.cli.evaluation import (
+    DEFAULT_RADII,
+    add_data_dir,
+    add_device,
+    bounds_table,
+    certify_split,
+    load_data,
+    report_json,
+    report_table,
+)
+from mondeq.cli.output import add_json, save_json, show
+from mondeq.errors import ConfigError, RunError
+from mondeq.files import read_json, write_json
+from mondeq.models import ACTIVATIONS, KINDS, SOLVERS, Classifier, ModelConfig
+from mondeq.runs import CONFIG, load, save
+from mondeq.training.config import OPTIMIZERS, SCHEDULES, TrainingConfig
+from mondeq.training.progress import Epoch, write_history
+from mondeq.training.recipes import recipe
+from mondeq.training.trainer import Trainer
+
+_MODEL_SETTINGS = ("features", "m", "learn_m", "gamma", "activation", "solver", "tol", "max_steps")
+_TRAINING_SETTINGS = (
+    "epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule", "decay_every", "clip", "radius", "ramp",
+    "logit_scale", "shift", "seed",
+)  # fmt: skip
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train a classifier and certify it",
+        description="Train a classifier, certify it on the test set, and leave a run folder: config.json, "
+        "model.safetensors, metrics.json, history.csv, certified_accuracy.png, training.png. Settings that are not "
+        "given come from a recipe for the data and model. Ctrl-C leaves a loadable run; --resume continues it to the "
+        "same weights. Under torchrun the batch is shared by the processes.",
+        epilog="example: mondeq train --data mnist --model lipschitz --radius 0.4 --out runs/mnist",
+    )
+    parser.add_argument("--data", help=f"one of {', '.join(data.NAMES)}")
+    parser.add_argument("--model", choices=KINDS, help="dense: ‖U‖/m-Lipschitz; lipschitz: γ-Lipschitz for any weights")
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run folder; must be new or empty")
+    parser.add_argument("--resume", action="store_true", help="continue the run in RUN with its own settings")
+    add_data_dir(parser)
+    add_device(parser)
+    add_json(parser)
+    parser.add_argument("--tensorboard", action="store_true", help="log to RUN/tensorboard (needs mondeq[tensorboard])")
+    _add_model_settings(parser.add_argument_group("model"))
+    _add_training_settings(parser.add_argument_group("training"))
+    parser.set_defaults(run=run)
+
+
+def _add_model_settings(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--features", type=int, help="n, the width of the equilibrium state")
+    group.add_argument("--m", type=float, help="strong monotonicity of the dense model (default 1)")
+    group.add_argument("--learn-m", action=argparse.BooleanOptionalAction, help="learn m, starting from --m")
+    group.add_argument("--gamma", type=float, help="γ of the lipschitz model, in logits per pixel unit (default 1)")
+    group.add_argument("--activation", choices=list(ACTIVATIONS))
+    group.add_argument("--solver", choices=list(SOLVERS))
+    group.add_argument("--tol", type=float, help="relative residual at which a solve stops")
+    group.add_argument("--max-steps", type=int, help="solver steps after which a solve gives up, with a warning")
+
+
+def _add_training_settings(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--radius", type=float, help="ℓ2 radius (pixels in [0, 1]) to train for; 0: plain cross-entropy")
+    group.add_argument("--epochs", type=int)
+    group.add_argument("--batch-size", type=int, help="samples per step, over all processes together")
+    group.add_argument("--lr", type=float, help="peak learning rate")
+    group.add_argument("--schedule", choices=SCHEDULES, help="step: divide by 10 every --decay-every epochs")
+    group.add_argument("--decay-every", type=int, metavar="EPOCHS")
+    group.add_argument("--optimizer", choices=OPTIMIZERS)
+    group.add_argument("--weight-decay", type=float)
+    group.add_argument("--clip", type=float, help="largest gradient norm; 0: no clipping")
+    group.add_argument("--ramp", type=float, help="share of training over which the radius grows from 0")
+    group.add_argument("--logit-scale", type=float, help="factor on logits before the cross-entropy")
+    group.add_argument("--shift", type=int, help="augment by moving images up to so many pixels")
+    group.add_argument("--seed", type=int)
+
+
+def run(options: argparse.Namespace) -> int:
+    with distributed.session(options.device) as device:
+        if options.resume:
+            settings = _stored_settings(options)
+        else:
+            settings = _new_settings(options)
+        dataset = load_data(settings["data"], options.data_dir)
+        model_config, training_config = _configure(settings, dataset)
+        folder: Path = options.out
+        torch.manual_seed(training_config.seed)
+        model = Classifier(model_config)
+        observe = _Observer(options, model, training_config)
+        trainer = Trainer(model, dataset, training_config, folder, device, on_epoch=observe)
+        observe.trainer = trainer
+        if options.resume:
+            trainer.resume()
+        else:
+            _create(folder, model, training_config, options)
+        return _train(trainer, observe, options)
+
+
+def _train(trainer: Trainer, observe: _Observer, options: argparse.Namespace) -> int:
+    folder: Path = options.out
+    try:
+        trainer.run()
+    except KeyboardInterrupt:
+        done = len(trainer.history)
+        print(
+            f"mondeq train: interrupted; {folder} holds the model after {done} of {trainer.config.epochs} epochs, "
+            f"continue with: mondeq train --resume --out {folder}",
+            file=sys.stderr,
+        )
+        return 130
+    report = certify_split(load(folder, device=trainer.device), trainer.dataset.test, trainer.device)
+    if distributed.is_main():
+        metrics = {
+            **report_json(report, DEFAULT_RADII),
+            "train_seconds": sum(row.seconds for row in trainer.history),
+            "solver": observe.solver_figures(),
+            "machine": _machine(trainer.device),
+        }
+        write_json(folder / "metrics.json", metrics)
+        title = f"{trainer.config.data}, {trainer.model.config.kind}"
+        plots.certified_accuracy(report, title, folder / "certified_accuracy.png")
+        plots.training(trainer.history, title, folder / "training.png")
+        save_json(options.json, metrics)
+    show(f"\n{report_table(report, DEFAULT_RADII)}\n\n{bounds_table(report.bounds)}\n\nrun folder: {folder}")
+    return 0
+
+
+class _Observer:
+    """Shows and writes what each epoch gave."""
+
+    def __init__(self, options: argparse.Namespace, model: Classifier, config: TrainingConfig) -> None:
+        self.folder: Path = options.out
+        self.config = config
+        self.trainer: Trainer | None = None
+        self.log = _tensorboard(self.folder) if options.tensorboard else None
+        self.model = model
+
+    def __call__(self, row: Epoch) -> None:
+        history = [] if self.trainer is None else self.trainer.history
+        write_history(self.folder / "history.csv", history)
+        certified = f", certified at {self.config.radius:g} {row.certified_estimate:.4f}" if self.config.radius else ""
+        show(
+            f"epoch {row.epoch:3d}/{self.config.epochs}  loss {row.loss:.4f}  accuracy {row.train_accuracy:.4f} train, "
+            f"{row.test_accuracy:.4f} test{certified}  steps {row.forward_steps:.1f}+{row.backward_steps:.1f}  "
+            f"{row.seconds:.1f} s"
+        )
+        if self.log is not None:
+            for name in ("loss", "lr", "train_accuracy", "test_accuracy", "certified_estimate", "forward_steps"):
+                self.log(name, getattr(row, name), row.epoch)
+
+    def solver_figures(self) -> dict[str, Any]:
+        """How the solves of the last epoch went."""
+        layer = self.model.layer
+        figures: dict[str, Any] = {"name": type(layer.solver).__name__, "tol": layer.tol, "max_steps": layer.max_steps}
+        if self.trainer is not None and self.trainer.history:
+            last = self.trainer.history[-1]
+            figures |= {
+                "forward_steps": last.forward_steps,
+                "backward_steps": last.backward_steps,
+                "unconverged": last.unconverged,
+            }
+        return figures
+
+
+def _new_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the user gave, over the recipe. Raises ConfigError for what is missing, RunError for a folder in use."""
+    if options.data is None or options.model is None:
+        raise ConfigError(f"--data and --model are needed for a new run; data is one of {', '.join(data.NAMES)}")
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise RunError(f"{options.out} exists and is not an empty folder; choose another --out, or --resume the run in it")
+    settings = recipe(options.data, options.model, options.radius or 0.0)
+    return {**settings, **_given(options), "data": options.data, "kind": options.model}
+
+
+def _stored_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the run in --out. Raises ConfigError where the user asks for others."""
+    config = read_json(options.out / CONFIG)
+    try:
+        settings = {**config["model"], **config["training"]}
+    except (KeyError, TypeError):
+        raise RunError(f"{options.out / CONFIG} was not written by `mondeq train`; there is nothing to resume") from None
+    asked = {**_given(options), "data": options.data, "kind": options.model}
+    for name, value in asked.items():
+        if value is not None and settings.get(name) != value:
+            raise ConfigError(f"`{name}` is {settings.get(name)!r} in this run, got {value!r}; --resume keeps a run's settings")
+    if options.data_dir is None and config.get("data_dir") is not None:
+        options.data_dir = Path(config["data_dir"])
+    return settings
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    names = (*_MODEL_SETTINGS, *_TRAINING_SETTINGS)
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def _configure(settings: dict[str, Any], dataset: data.Dataset) -> tuple[ModelConfig, TrainingConfig]:
+    shape = tuple(dataset.train.images.shape[1:])
+    model = {name: settings[name] for name in _MODEL_SETTINGS if name in settings}
+    training = {name: settings[name] for name in _TRAINING_SETTINGS if name in settings}
+    # γ is promised in pixel units; dividing by std first would only have to be undone.
+    std = tuple(1.0 for _ in dataset.std) if settings["kind"] == "lipschitz" else dataset.std
+    return (
+        ModelConfig(
+            kind=settings["kind"], image_shape=shape, classes=len(dataset.classes), mean=dataset.mean, std=std, **model
+        ),
+        TrainingConfig(data=settings["data"], **training),
+    )
+
+
+def _create(folder: Path, model: Classifier, config: TrainingConfig, options: argparse.Namespace) -> None:
+    if distributed.is_main():
+        data_dir = None if options.data_dir is None else str(options.data_dir.resolve())
+        save(model, folder, training=config.to_dict(), data_dir=data_dir, version=mondeq.__version__)
+    distributed.wait()
+
+
+def _tensorboard(folder: Path) -> Callable[[str, float, int], None]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError('--tensorboard needs the tensorboard package: pip install "mondeq[tensorboard]"') from None
+    writer = SummaryWriter(str(folder / "tensorboard"))
+    return lambda name, value, epoch: writer.add_scalar(name, value, epoch)
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version()}

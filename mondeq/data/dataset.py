@@ -1,0 +1,103 @@
+"""What every loader returns: a `Dataset` of two `Split`s, training and test, and the names of the classes.
+
+Images are uint8 (N, C, H, W) and stay so; statistics are taken from counts of the 256 pixel values.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from mondeq.errors import DataError
+
+CHUNK_BYTES = 1 << 24
+"""Pixels are counted in pieces of about this size, so that a memory-mapped set is never in memory whole."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images, uint8 (N, C, H, W), and their labels, int64 (N,). Raises `DataError` for any other tensors."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __post_init__(self) -> None:
+        _require("images", self.images, torch.uint8, dims=4)
+        _require("labels", self.labels, torch.int64, dims=1)
+        if len(self.labels) != len(self.images):
+            shape = tuple(self.labels.shape)
+            raise DataError(
+                f"`labels` has shape {shape} for {len(self.images)} images; give one label per image"
+            )
+        if self.images.numel() == 0:
+            shape = tuple(self.images.shape)
+            raise DataError(f"`images` has shape {shape}: there are no images, or no pixels in them")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A training and a test split of images of one shape; label k means `classes[k]`.
+
+    Raises `DataError` when the image shapes of the splits differ or a label names no class.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(split.images.shape[1:]) for split in (self.train, self.test)]
+        if shapes[0] != shapes[1]:
+            raise DataError(f"{self.name}: training images have shape {shapes[0]}, test images {shapes[1]}")
+        check_labels(self.train.labels, len(self.classes), f"{self.name}, train")
+        check_labels(self.test.labels, len(self.classes), f"{self.name}, test")
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """The mean of the training pixels of each channel, on the scale [0, 1]."""
+        return self._moments[0]
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Their standard deviation (dividing by N, not N − 1), on that scale; 0 for a constant channel."""
+        return self._moments[1]
+
+    @cached_property
+    def _moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        counts = _pixel_counts(self.train.images).double()
+        weights = counts / counts.sum(dim=1, keepdim=True)
+        values = torch.arange(256, dtype=torch.float64) / 255
+        mean = weights @ values
+        variance = (weights * (values - mean[:, None]) ** 2).sum(dim=1)
+        return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
+
+
+def check_labels(labels: torch.Tensor, classes: int, where: str) -> None:
+    """Raise `DataError`, beginning with `where`, if a label is outside 0 … classes − 1."""
+    wrong = ((labels < 0) | (labels >= classes)).nonzero()
+    if len(wrong):
+        position = int(wrong[0])
+        label = int(labels[position])
+        raise DataError(f"{where}: label {label} at position {position} names none of the {classes} classes")
+
+
+def _require(argument: str, tensor: torch.Tensor, dtype: torch.dtype, dims: int) -> None:
+    if tensor.dtype != dtype or tensor.ndim != dims:
+        raise DataError(
+            f"`{argument}` is a {tensor.dtype} tensor of shape {tuple(tensor.shape)}; "
+            f"it must be {dtype} with {dims} dimension{'s' if dims > 1 else ''}"
+        )
+
+
+def _pixel_counts(images: torch.Tensor) -> torch.Tensor:
+    """How often each of the 256 values occurs in each channel: int64 (C, 256). Exact, whatever the chunks."""
+    channels = images.shape[1]
+    counts = torch.zeros(channels, 256, dtype=torch.int64)
+    for chunk in images.split(max(1, CHUNK_BYTES // images[0].numel())):
+        for channel in range(channels):
+            counts[channel] += torch.bincount(chunk[:, channel].flatten(), minlength=256)
+    return counts

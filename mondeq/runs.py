@@ -1,0 +1,94 @@
+"""A run folder: `config.json` and `model.safetensors` make a model; nothing in it is ever a pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mondeq.errors import ConfigError, RunError
+from mondeq.files import read_json, replace_file, write_json
+from mondeq.models import Classifier, ModelConfig
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_FORMAT = 1
+
+
+def save(model: Classifier, folder: str | Path, **extra: Any) -> None:
+    """Write `model` to `folder` (made if absent) as config.json and model.safetensors, each in one atomic step.
+
+    extra: further JSON entries of config.json. Raises RunError where the folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the folder {folder}: {error.strerror}") from None
+    write_json(folder / CONFIG, {"format": _FORMAT, "model": model.config.to_dict(), **extra})
+    write_tensors(folder / WEIGHTS, model.state_dict())
+
+
+def load(folder: str | Path, *, device: str | torch.device = "cpu") -> Classifier:
+    """The classifier saved in `folder`, in evaluation mode on `device`: images in [0, 1] in, logits out.
+
+    Raises RunError for a folder that is no run, a config that disagrees with its tensors, a pickle offered as
+    weights, a damaged file, or tensors that are not finite.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(f"{folder} is not a folder; give the run folder that `mondeq train --out` wrote")
+    config = read_json(folder / CONFIG)
+    if config.get("format") != _FORMAT or not isinstance(config.get("model"), dict):
+        raise RunError(f"{folder / CONFIG} is not of format {_FORMAT}; it was not written by this version of mondeq")
+    try:
+        model = Classifier(ModelConfig.from_dict(config["model"]))
+    except (ConfigError, TypeError, ValueError) as error:
+        raise RunError(f"{folder / CONFIG}: {error}") from None
+    tensors = read_tensors(folder / WEIGHTS)
+    if tensors and all(t.dtype == torch.float64 for t in tensors.values()):
+        model = model.double()
+    check_tensors(tensors, dict(model.state_dict()), folder / WEIGHTS)
+    model.load_state_dict(tensors)
+    return model.to(device).eval()
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """`tensors` as a safetensors file, in one atomic step."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    replace_file(path, lambda temporary: save_file(plain, temporary, metadata))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises RunError for anything else, above all for a pickle."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from None
+    # torch.save writes zip archives or bare pickles; either can run code when loaded.
+    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise RunError(f"{path} is a pickle, which can run code when loaded; only safetensors files are read")
+    try:
+        return load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged or not a safetensors file ({error}); restore it or train again") from None
+
+
+def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
+    """Raise RunError unless `found` has the names, shapes and dtypes of `expected`, all finite."""
+    missing, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or unknown:
+        raise RunError(f"{path} does not fit its config: missing {missing or 'none'}, unknown {unknown or 'none'}")
+    for name, tensor in found.items():
+        wanted = expected[name]
+        if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
+            raise RunError(
+                f"{path} does not fit its config: {name} is {tensor.dtype} {tuple(tensor.shape)}, "
+                f"the config needs {wanted.dtype} {tuple(wanted.shape)}"
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise RunError(f"{path} holds NaN or inf in {name}; restore it or train again")

@@ -1,0 +1,183 @@
+"""The training loop: epochs of steps, one checkpoint after each, resumable to the bit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from mondeq import distributed
+from mondeq.data import Dataset, batches
+from mondeq.errors import TrainingError
+from mondeq.models import Classifier
+from mondeq.runs import WEIGHTS, write_tensors
+from mondeq.training import checkpoint
+from mondeq.training.config import TrainingConfig
+from mondeq.training.loss import margin_loss, training_constants
+from mondeq.training.progress import Epoch, Tally
+
+# How often the loss is read: often enough for a progress bar, seldom enough not to stall an accelerator.
+_STEPS_PER_READ = 20
+
+
+class Trainer:
+    """Trains `model` on `dataset` as `config` says, writing a checkpoint to `folder` after every epoch.
+
+    on_epoch is called with every new row of history, on the main process. Two runs with the same configuration, data
+    and machine give the same weights to the bit, whether or not they were interrupted and resumed.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        dataset: Dataset,
+        config: TrainingConfig,
+        folder: Path,
+        device: torch.device,
+        *,
+        on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    ) -> None:
+        self.model, self.dataset, self.config, self.folder, self.device = model.to(device), dataset, config, folder, device
+        self.on_epoch = on_epoch
+        self.history: list[Epoch] = []
+        self.generator = torch.Generator().manual_seed(config.seed)
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        self.optimizer = kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        ranks, world = distributed.rank(), distributed.world_size()
+        share = max(config.batch_size // world, 1)
+        self.train = batches(dataset.train, share, generator=self.generator, device=device, rank=ranks, world_size=world)
+        self.test = batches(dataset.test, 1000, device=device, rank=ranks, world_size=world)
+
+    def resume(self) -> None:
+        """Continue from the checkpoint in the folder."""
+        self.history = checkpoint.read(self.folder / checkpoint.NAME, self.model, self.optimizer, self.generator)
+
+    def run(self) -> list[Epoch]:
+        """Train the epochs that are left. Raises TrainingError, with the cause, when the loss stops being finite."""
+        parallel = distributed.parallel(self.model)
+        if not self.history:
+            self._save()
+        for epoch in range(len(self.history) + 1, self.config.epochs + 1):
+            started = time.perf_counter()
+            tally = Tally(self.device)
+            self.model.layer.monitor = tally.monitor
+            self._train_epoch(epoch, parallel, tally)
+            self.model.layer.monitor = None
+            accuracy, certified = self.evaluate()
+            row = self._row(epoch, tally, accuracy, certified, time.perf_counter() - started)
+            self.history.append(row)
+            self._save()
+            if distributed.is_main():
+                self.on_epoch(row)
+        return self.history
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, float]:
+        """Test accuracy, and the share certified at the training radius by the training constants (an estimate)."""
+        self.model.eval()
+        tally = Tally(self.device)
+        constants = training_constants(self.model)
+        for images, labels in self.test:
+            logits = self.model(images)
+            gaps = logits.gather(1, labels[:, None]) - logits - self.config.radius * constants[labels]
+            gaps.scatter_(1, labels[:, None], torch.inf)
+            tally.add(right=(logits.argmax(1) == labels).sum(), certified=(gaps > 0).all(1).sum(), count=len(labels))
+        return tally.ratio("right", "count"), tally.ratio("certified", "count")
+
+    def _train_epoch(self, epoch: int, parallel: torch.nn.Module, tally: Tally) -> None:
+        self.model.train()
+        first = (epoch - 1) * len(self.train)
+        title = f"epoch {epoch}/{self.config.epochs}"
+        # disable=None: silent where stderr is no terminal.
+        hidden = None if distributed.is_main() else True
+        with tqdm(self.train, title, disable=hidden, leave=False, unit="batch") as bar:
+            for step, (images, labels) in enumerate(bar, start=first):
+                self._step(step, parallel, self._augment(images), labels, tally)
+                if (step - first) % _STEPS_PER_READ == 0 or step + 1 == first + len(self.train):
+                    self._read(epoch, tally, bar)
+
+    def _step(self, step: int, parallel: torch.nn.Module, images: Tensor, labels: Tensor, tally: Tally) -> None:
+        config = self.config
+        logits = parallel(images)
+        radius = config.ramped_radius(step, len(self.train))
+        constants = training_constants(self.model) if config.radius else logits.new_zeros(logits.shape[1], logits.shape[1])
+        loss = margin_loss(logits, labels, constants, radius, config.logit_scale)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if config.clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate(step, len(self.train))
+        self.optimizer.step()
+        with torch.no_grad():
+            gaps = logits.gather(1, labels[:, None]) - logits - radius * constants[labels]
+            gaps.scatter_(1, labels[:, None], torch.inf)
+            tally.add(
+                loss=loss.detach() * len(labels),
+                right=(logits.argmax(1) == labels).sum(),
+                certified=(gaps > 0).all(1).sum(),
+                count=len(labels),
+            )
+
+    def _augment(self, images: Tensor) -> Tensor:
+        """Each image moved by up to `shift` pixels, zeros moving in; positions from the run's own generator."""
+        reach = self.config.shift
+        if reach == 0:
+            return images
+        count, _, height, width = images.shape
+        offsets = torch.randint(2 * reach + 1, (2, count, 1), generator=self.generator).to(images.device)
+        rows = offsets[0] + torch.arange(height, device=images.device)
+        columns = offsets[1] + torch.arange(width, device=images.device)
+        padded = functional.pad(images, (reach,) * 4)
+        sample = torch.arange(count, device=images.device)[:, None, None]
+        return padded.movedim(1, -1)[sample, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+
+    def _read(self, epoch: int, tally: Tally, bar: tqdm) -> None:  # type: ignore[type-arg]  # tqdm is not generic at run time
+        loss = float(tally.sums["loss"] / tally.sums["count"])
+        if loss != loss or abs(loss) == float("inf"):
+            raise TrainingError(f"the loss became {loss} in epoch {epoch}: {self._cause()}; the weights of epoch "
+                                f"{len(self.history)} are kept in {self.folder}")
+        bar.set_postfix_str(
+            f"loss {loss:.3f}, accuracy {_share(tally, 'right'):.3f}, certified {_share(tally, 'certified'):.3f}, "
+            f"steps {_steps(tally, 'forward'):.0f}+{_steps(tally, 'backward'):.0f}",
+            refresh=False,
+        )
+
+    def _cause(self) -> str:
+        bad = [name for name, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())]
+        if bad:
+            return f"the weights {', '.join(bad)} are no longer finite; lower --lr or set --clip 1"
+        return "the weights are finite but the logits are not; lower --lr or raise --m"
+
+    def _row(self, epoch: int, tally: Tally, accuracy: float, certified: float, seconds: float) -> Epoch:
+        return Epoch(
+            epoch=epoch,
+            lr=self.optimizer.param_groups[0]["lr"],
+            loss=tally.ratio("loss", "count"),
+            train_accuracy=tally.ratio("right", "count"),
+            test_accuracy=accuracy,
+            certified_estimate=certified,
+            forward_steps=tally.ratio("forward_steps", "forward_count"),
+            backward_steps=tally.ratio("backward_steps", "backward_count"),
+            unconverged=tally.ratio("forward_missed", "forward_count"),
+            seconds=seconds,
+        )
+
+    def _save(self) -> None:
+        if distributed.is_main():
+            checkpoint.write(self.folder / checkpoint.NAME, self.model, self.optimizer, self.generator, self.history)
+            write_tensors(self.folder / WEIGHTS, self.model.state_dict())
+        distributed.wait()
+
+
+def _share(tally: Tally, name: str) -> float:
+    return float(tally.sums[name] / tally.sums["count"])
+
+
+def _steps(tally: Tally, role: str) -> float:
+    return float(tally.sums[f"{role}_steps"] / tally.sums[f"{role}_count"])
