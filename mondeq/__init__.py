@@ -25,8 +25,8 @@ __all__ = [
     "RunError",
     "TrainingError",
     "certify",
-    "load",
     "lipschitz_bounds",
+    "load",
     "local_jacobian_norms",
     "save",
 ]

@@ -88,7 +88,9 @@ class EquilibriumLayer(nn.Module):
         if self._kept is None or not self._kept.matches(weights, self.solver):
             with torch.no_grad():
                 operator = self.linear.operator()
-                self._kept = _Kept([w.detach().clone() for w in weights], self.solver, operator, self.solver.tuned(operator))
+                self._kept = _Kept(
+                    [w.detach().clone() for w in weights], self.solver, operator, self.solver.tuned(operator)
+                )
         operator = self._kept.operator
         if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
             operator = operator.rebind(*self.linear.operator().tensors)

@@ -24,8 +24,13 @@ def certified_accuracy(report: Report, title: str, path: Path) -> None:
     axes.plot([0.0, *certified], [100 * report.accuracy, *share], drawstyle="steps-pre", linewidth=2)
     axes.axhline(100 * report.accuracy, color="grey", linewidth=1, linestyle=":")
     axes.annotate(
-        f"accuracy {100 * report.accuracy:.2f} %", (1, 100 * report.accuracy), xycoords=("axes fraction", "data"),
-        xytext=(-4, 3), textcoords="offset points", ha="right", color="grey",
+        f"accuracy {100 * report.accuracy:.2f} %",
+        (1, 100 * report.accuracy),
+        xycoords=("axes fraction", "data"),
+        xytext=(-4, 3),
+        textcoords="offset points",
+        ha="right",
+        color="grey",
     )
     axes.set(xlabel="ℓ2 radius (pixels in [0, 1])", ylabel="certified accuracy (%)", title=title, ylim=(0, 105))
     axes.set_xlim(left=0)
@@ -43,7 +48,9 @@ def training(history: list[Epoch], title: str, path: Path) -> None:
     loss.set(title="training loss", xlabel="epoch")
     accuracy.plot(epochs, [100 * row.train_accuracy for row in history], label="train", marker=marker)
     accuracy.plot(epochs, [100 * row.test_accuracy for row in history], label="test", marker=marker)
-    accuracy.plot(epochs, [100 * row.certified_estimate for row in history], label="test, certified (estimate)", marker=marker)
+    accuracy.plot(
+        epochs, [100 * row.certified_estimate for row in history], label="test, certified (estimate)", marker=marker
+    )
     accuracy.set(title="accuracy (%)", xlabel="epoch")
     accuracy.legend(fontsize="small", loc="lower right")
     steps.plot(epochs, [row.forward_steps for row in history], label="forward", marker=marker)

@@ -100,8 +100,8 @@ def _require(holds: Tensor, activation: Activation, failure: str, where: Tensor)
 
 def _norm(operator: Operator, z: Tensor) -> Tensor:
     """Upper bound on ‖z‖_Λ per sample."""
-    flat = z if operator.metric is None else z * operator.metric.sqrt()
-    return verified.vector_norm(flat) * (1 + 4 * verified.unit_roundoff(torch.float64))
+    root = operator.root_metric
+    return verified.vector_norm(z if root is None else z * root) * (1 + 4 * verified.unit_roundoff(torch.float64))
 
 
 def _random(operator: Operator, batch: int, seed: int) -> Tensor:

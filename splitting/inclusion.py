@@ -44,7 +44,9 @@ def check_state(name: str, state: Tensor, operator: Operator) -> None:
     if not isinstance(state, Tensor):
         raise InvalidType(f"`{name}` must be a tensor, got {type(state).__name__}")
     if tuple(state.shape[1:]) != expected or state.ndim != len(expected) + 1:
-        raise InvalidArgument(f"`{name}` must have shape (batch, {', '.join(map(str, expected))}), got {tuple(state.shape)}")
+        raise InvalidArgument(
+            f"`{name}` must have shape (batch, {', '.join(map(str, expected))}), got {tuple(state.shape)}"
+        )
     if state.dtype != operator.dtype:
         raise InvalidType(f"`{name}` is {state.dtype} but the operator is {operator.dtype}; convert one of them")
     if state.device != operator.device:

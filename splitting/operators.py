@@ -105,9 +105,16 @@ class Operator(ABC):
     def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
         """∂⟨q, A z⟩/∂t for each t of `tensors`, itself differentiable; None for a t that needs none."""
 
+    @property
+    def root_metric(self) -> Tensor | None:
+        """The diagonal of Λ^½, or None for Λ = I."""
+        metric = self.metric
+        return None if metric is None else self._cached("root_metric", metric.sqrt)
+
     def norm(self, z: Tensor) -> Tensor:
-        """‖z‖_Λ of each sample."""
-        return metric_norm(z, self.metric)
+        """‖z‖_Λ of each sample of z (batch, *state_shape)."""
+        root = self.root_metric
+        return torch.linalg.vector_norm((z if root is None else z * root).flatten(1), dim=1)
 
     @property
     def typical_step(self) -> float:
@@ -121,13 +128,6 @@ class Operator(ABC):
                 self._cache[key] = compute()
         value: T = self._cache[key]
         return value
-
-
-def metric_norm(z: Tensor, metric: Tensor | None) -> Tensor:
-    """‖z‖_Λ of each sample of z (batch, …); the 2-norm where `metric` is None."""
-    if metric is not None:
-        z = z * metric.sqrt()
-    return torch.linalg.vector_norm(z.flatten(1), dim=1)
 
 
 class DenseOperator(Operator):
@@ -204,7 +204,12 @@ class DenseOperator(Operator):
 
     def rounding(self, z: Tensor) -> Tensor:
         gamma = verified.gamma(z.shape[1] + 2, self.dtype)
-        return gamma * (1 + 1e-6) * self.frobenius * verified.vector_norm(_in_metric(z, self.metric))
+        return (
+            gamma
+            * (1 + 1e-6)
+            * self.frobenius
+            * verified.vector_norm(z if self.root_metric is None else z * self.root_metric)
+        )
 
     def double(self) -> DenseOperator:
         def convert() -> DenseOperator:
@@ -373,10 +378,6 @@ def _scale(matrix: Tensor, metric: Tensor | None) -> Tensor:
         return matrix
     root = metric.sqrt()
     return root[:, None] * matrix / root
-
-
-def _in_metric(z: Tensor, metric: Tensor | None) -> Tensor:
-    return z if metric is None else z * metric.sqrt()
 
 
 def _describe(value: object) -> str:

@@ -194,10 +194,17 @@ class Scale(Activation):
         if not isinstance(d, Tensor):
             raise InvalidType(f"`d` must be a tensor, got {type(d).__name__}")
         self.d = d
+        self._multipliers: dict[float, Tensor] = {}
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.d,)
+
+    def prox(self, v: Tensor, alpha: float) -> Tensor:
+        # Every step multiplies by the same numbers.
+        if alpha not in self._multipliers:
+            self._multipliers[alpha] = self.d / (alpha + (1 - alpha) * self.d)
+        return v * self._multipliers[alpha]
 
     def __call__(self, y: Tensor) -> Tensor:
         return self.d * y

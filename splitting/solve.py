@@ -19,10 +19,10 @@ from splitting.solvers import PeacemanRachford, Solver
 
 OnFailure = Literal["raise", "warn", "return"]
 
-# Where asking a device for a number would stall it, ask only every few steps. Results do not depend on this: what a
-# sample returns is what it had when it converged, noted on the device.
-_STEPS_PER_SYNC = {"cpu": 1}
-_STEPS_PER_SYNC_ELSEWHERE = 5
+# Asking an accelerator whether all samples have converged stalls it, so it is asked only every few steps. Results do
+# not depend on this: what a sample returns is what it had when it converged, noted on the device.
+_STEPS_PER_QUESTION = 5
+_FREE_TO_ASK = frozenset({"cpu"})
 
 
 class ConvergenceWarning(UserWarning):
@@ -113,7 +113,7 @@ def _run(problem: Inclusion, solver: Solver, tol: float, max_steps: int, initial
     record = _Record(source, max_steps)
     weight, offset = operator.frobenius, operator.norm(source)
     tiny = torch.finfo(source.dtype).tiny
-    every = _STEPS_PER_SYNC.get(source.device.type, _STEPS_PER_SYNC_ELSEWHERE)
+    every = 1 if record.asking_is_free else _STEPS_PER_QUESTION
     for step in range(1, max_steps + 1 if len(source) else 1):
         state = iteration.step(carry)
         carry = state.carry
@@ -125,62 +125,62 @@ def _run(problem: Inclusion, solver: Solver, tol: float, max_steps: int, initial
 
 
 class _Record:
-    """What each sample had when it converged; everything stays on the device."""
+    """What each sample had when it converged. Nothing here depends on how often `finished` is asked."""
 
     def __init__(self, source: Tensor, max_steps: int) -> None:
         count = len(source)
-        self.value = source
+        self.value = torch.zeros_like(source)
         self.residual = source.new_full((count,), math.inf)
         self.converged = torch.zeros(count, dtype=torch.bool, device=source.device)
         self.steps = torch.full((count,), max_steps, device=source.device)
         self.history: list[Tensor] = []
-        self.frozen = 0 if source.device.type == "cpu" else None  # number converged, where knowing it is free
+        self.asking_is_free = source.device.type in _FREE_TO_ASK
+        self.untouched = True  # no sample has converged yet, as far as the host knows
+        self.lowest = math.nan  # the smallest residual, where asking is free
 
     def note(self, step: int, value: Tensor, residual: Tensor, tol: float) -> None:
         """Take over `value` for the samples still open, and close those with residual ≤ tol."""
         self.history.append(residual)
-        done = residual <= tol
-        if self.frozen == 0:
-            # Nothing is closed yet: no copy is needed, and usually all samples close together or none does.
-            self.value, self.residual, self.converged = value, residual, done
-            self.frozen = int(done.sum())
-            if self.frozen:
-                self.steps.masked_fill_(done, step)
-            return
-        newly = done & ~self.converged
+        if self.untouched and self.asking_is_free:
+            self.lowest = float(residual.min())
+            if not self.lowest <= tol:
+                # The common case: nothing to freeze, so the iterate itself is the record.
+                self.value, self.residual = value, residual
+                return
+        self.untouched = False
         shape = (-1, *[1] * (value.ndim - 1))
         self.value = torch.where(self.converged.reshape(shape), self.value, value)
         self.residual = torch.where(self.converged, self.residual, residual)
+        newly = (residual <= tol) & ~self.converged
         self.steps.masked_fill_(newly, step)
         self.converged = self.converged | newly
-        if self.frozen is not None:
-            self.frozen = int(self.converged.sum())
 
     def finished(self) -> bool:
-        """Whether every sample has converged, or one has left the finite numbers for good."""
-        if self.frozen is not None and self.frozen == len(self.converged):
-            return True
+        """Whether every sample has converged or left the finite numbers for good."""
+        if self.untouched and math.isfinite(self.lowest):
+            return False
         return bool((self.converged | ~torch.isfinite(self.residual)).all())
 
     def solution(self, problem: Inclusion, tol: float, solver: Solver) -> Solution:
         history = torch.stack(self.history) if self.history else self.residual.new_zeros(0, len(self.residual))
         steps = torch.where(self.converged, self.steps, len(self.history))
         status = _status(self.converged, self.residual, problem, tol, solver, len(history))
-        value = self.value if self.history else torch.zeros_like(problem.source)
-        return Solution(problem, value, self.residual, steps, self.converged, history, status)
+        return Solution(problem, self.value, self.residual, steps, self.converged, history, status)
 
 
-def _status(
-    converged: Tensor, residual: Tensor, problem: Inclusion, tol: float, solver: Solver, steps: int
-) -> Status:
+def _status(converged: Tensor, residual: Tensor, problem: Inclusion, tol: float, solver: Solver, steps: int) -> Status:
     total, missing = len(converged), int((~converged).sum())
     name = type(solver).__name__
     if missing == 0:
-        return Status(Outcome.CONVERGED, f"{name}: all {total} samples reached relative residual {tol:.1e} in {steps} steps")
+        return Status(
+            Outcome.CONVERGED, f"{name}: all {total} samples reached relative residual {tol:.1e} in {steps} steps"
+        )
     bad = int((~torch.isfinite(residual)).sum())
     if bad:
         finite_input = bool(torch.isfinite(problem.source).all())
-        cause = "A overflows this dtype; use float64" if finite_input else "the source c holds NaN or inf; check the input"
+        cause = (
+            "A overflows this dtype; use float64" if finite_input else "the source c holds NaN or inf; check the input"
+        )
         return Status(
             Outcome.NON_FINITE, f"{name}: {bad} of {total} samples became NaN or inf within {steps} steps: {cause}"
         )

@@ -23,7 +23,7 @@ def contraction_factor(operator: Operator, alpha: float, *, iterations: int = 20
     """
     resolvent = operator.resolvent(alpha)
     adjoint = resolvent.adjoint
-    root = operator.tensors[0].new_ones(()) if operator.metric is None else operator.metric.sqrt()
+    root = operator.tensors[0].new_ones(()) if operator.root_metric is None else operator.root_metric
     count = min(8, operator.state_shape.numel())
     generator = torch.Generator().manual_seed(0)
     block = torch.randn(count, *operator.state_shape, generator=generator).to(operator.device, operator.dtype)

@@ -22,7 +22,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog="example: mondeq bound runs/mnist --images 2000",
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder of `mondeq train`")
-    parser.add_argument("--images", type=int, default=500, metavar="N", help="test images for the lower estimate (0: none)")
+    parser.add_argument(
+        "--images", type=int, default=500, metavar="N", help="test images for the lower estimate (0: none)"
+    )
     add_data_dir(parser)
     add_device(parser)
     add_json(parser)

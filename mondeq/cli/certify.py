@@ -34,7 +34,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--radii", type=_radius, nargs="+", default=list(DEFAULT_RADII), metavar="R",
         help=f"ℓ2 radii in pixels of [0, 1], fractions allowed (default: {' '.join(map(str, DEFAULT_RADII))})",
     )  # fmt: skip
-    parser.add_argument("--attack", action="store_true", help="also measure accuracy under an ℓ2 PGD attack (needs foolbox)")
+    parser.add_argument(
+        "--attack", action="store_true", help="also measure accuracy under an ℓ2 PGD attack (needs foolbox)"
+    )
     parser.add_argument("--attack-samples", type=_count, default=500, metavar="N", help="images attacked (default 500)")
     parser.add_argument("--limit", type=_count, metavar="N", help="use only the first N test images")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the certified-accuracy curve")

@@ -76,7 +76,9 @@ def report_table(report: Report, radii: Sequence[float], attacked: dict[float, f
     certified = report.certified_accuracy(radii)
     header = ["ℓ2 radius", "certified"] + (["under attack"] if attacked else [])
     rows = [["0 (clean)", percent(report.accuracy)] + ([percent(report.accuracy)] if attacked else [])]
-    rows += [[f"{r:g}", percent(certified[r])] + ([percent(attacked[r])] if attacked else []) for r in map(float, radii)]
+    rows += [
+        [f"{r:g}", percent(certified[r])] + ([percent(attacked[r])] if attacked else []) for r in map(float, radii)
+    ]
     return table(rows, header=header)
 
 

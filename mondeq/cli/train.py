@@ -182,7 +182,9 @@ def _new_settings(options: argparse.Namespace) -> dict[str, Any]:
     if options.data is None or options.model is None:
         raise ConfigError(f"--data and --model are needed for a new run; data is one of {', '.join(data.NAMES)}")
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise RunError(f"{options.out} exists and is not an empty folder; choose another --out, or --resume the run in it")
+        raise RunError(
+            f"{options.out} exists and is not an empty folder; choose another --out, or --resume the run in it"
+        )
     settings = recipe(options.data, options.model, options.radius or 0.0)
     return {**settings, **_given(options), "data": options.data, "kind": options.model}
 
@@ -193,11 +195,15 @@ def _stored_settings(options: argparse.Namespace) -> dict[str, Any]:
     try:
         settings = {**config["model"], **config["training"]}
     except (KeyError, TypeError):
-        raise RunError(f"{options.out / CONFIG} was not written by `mondeq train`; there is nothing to resume") from None
+        raise RunError(
+            f"{options.out / CONFIG} was not written by `mondeq train`; there is nothing to resume"
+        ) from None
     asked = {**_given(options), "data": options.data, "kind": options.model}
     for name, value in asked.items():
         if value is not None and settings.get(name) != value:
-            raise ConfigError(f"`{name}` is {settings.get(name)!r} in this run, got {value!r}; --resume keeps a run's settings")
+            raise ConfigError(
+                f"`{name}` is {settings.get(name)!r} in this run, got {value!r}; --resume keeps a run's settings"
+            )
     if options.data_dir is None and config.get("data_dir") is not None:
         options.data_dir = Path(config["data_dir"])
     return settings
@@ -240,4 +246,9 @@ def _tensorboard(folder: Path) -> Callable[[str, float, int], None]:
 
 def _machine(device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version()}
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

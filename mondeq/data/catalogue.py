@@ -11,9 +11,7 @@ def _idx_files(md5_of: Covered, *sums: str) -> tuple[PublishedFile, ...]:
         "t10k-images-idx3-ubyte",
         "t10k-labels-idx1-ubyte",
     )
-    return tuple(
-        PublishedFile(f"{name}.gz", name, md5, md5_of) for name, md5 in zip(names, sums, strict=True)
-    )
+    return tuple(PublishedFile(f"{name}.gz", name, md5, md5_of) for name, md5 in zip(names, sums, strict=True))
 
 
 SOURCES: dict[str, Source] = {

@@ -26,9 +26,7 @@ class Split:
         _require("labels", self.labels, torch.int64, dims=1)
         if len(self.labels) != len(self.images):
             shape = tuple(self.labels.shape)
-            raise DataError(
-                f"`labels` has shape {shape} for {len(self.images)} images; give one label per image"
-            )
+            raise DataError(f"`labels` has shape {shape} for {len(self.images)} images; give one label per image")
         if self.images.numel() == 0:
             shape = tuple(self.images.shape)
             raise DataError(f"`images` has shape {shape}: there are no images, or no pixels in them")

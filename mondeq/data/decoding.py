@@ -54,9 +54,7 @@ def stored_pictures(file: Path, names: Sequence[str], read: Callable[[str], byte
             _store(file, names, read, where, "RGB")
         return _mapped(file, len(names))
     except OSError as error:
-        raise DataError(
-            f"{where}: its pixels cannot be stored in the cache {file.parent} ({error})"
-        ) from error
+        raise DataError(f"{where}: its pixels cannot be stored in the cache {file.parent} ({error})") from error
 
 
 def decode(content: bytes, mode: str) -> Pixels:
@@ -69,9 +67,7 @@ def decode(content: bytes, mode: str) -> Pixels:
         image: Image.Image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
         image.load()
     except UnidentifiedImageError as error:
-        raise DataError(
-            "does not begin as a PNG or JPEG picture does; it is another thing, or damaged"
-        ) from error
+        raise DataError("does not begin as a PNG or JPEG picture does; it is another thing, or damaged") from error
     except _DAMAGE as error:
         raise DataError(f"is damaged ({error})") from error
     if image.mode not in _GREY_MODES + _COLOUR_MODES:
@@ -103,9 +99,7 @@ def _store(file: Path, names: Sequence[str], read: Callable[[str], bytes], where
                 np.lib.format.write_array_header_1_0(stream, header)
             elif pixels.shape != shape:
                 this, first = (f"{width}×{height}" for _, height, width in (pixels.shape, shape))
-                raise DataError(
-                    f"{where}: {name} is {this} pixels, but {names[0]} is {first}; make them equal"
-                )
+                raise DataError(f"{where}: {name} is {this} pixels, but {names[0]} is {first}; make them equal")
             stream.write(pixels.tobytes())
 
 

@@ -69,9 +69,7 @@ class _Layout:
 @contextmanager
 def _open_tree(path: Path) -> Iterator[_Tree]:
     if not path.exists():
-        raise DataError(
-            f"{path} does not exist; `folder:PATH` takes a directory or .zip with train/ and test/"
-        )
+        raise DataError(f"{path} does not exist; `folder:PATH` takes a directory or .zip with train/ and test/")
     try:
         if path.is_dir():
             yield _Tree(dict(_walk(path)), lambda name: (path / name).read_bytes())
@@ -124,13 +122,9 @@ def _by_class(names: Iterable[str], split: str, where: Path) -> dict[str, list[s
             pictures = classes.setdefault(rest[0], [])
             pictures += [name] if rest[1] else []
         elif not name.endswith("/"):
-            raise DataError(
-                f"{where}: {name} is out of place; pictures belong directly into {split}/<class>/"
-            )
+            raise DataError(f"{where}: {name} is out of place; pictures belong directly into {split}/<class>/")
     if not classes:
-        raise DataError(
-            f"{where} has no `{split}/<class>/`; PNG or JPEG pictures belong into train/ and test/"
-        )
+        raise DataError(f"{where} has no `{split}/<class>/`; PNG or JPEG pictures belong into train/ and test/")
     for label, pictures in classes.items():
         if not pictures:
             raise DataError(f"{where}: {split}/{label} holds no pictures; fill it or remove it")

@@ -60,9 +60,7 @@ def data_root(data_dir: str | Path | None) -> Path:
         return cache_directory()
     root = Path(given).expanduser()
     if not root.is_dir():
-        raise DataError(
-            f"`{argument}` is {root}, which is not an existing directory; correct it or create it"
-        )
+        raise DataError(f"`{argument}` is {root}, which is not an existing directory; correct it or create it")
     return root
 
 

@@ -66,7 +66,11 @@ class GramSkewOperator(splitting.DenseOperator):
             F, G, m = self.tensors
             entries = float(F.double().square().sum() + 2 * G.double().norm() + m)
             by_construction = verified.round_down(float(m) - verified.gamma(len(F) + 4, self.dtype) * entries)
-            return by_construction if by_construction > 0.99 * float(m) else max(by_construction, self._prove_monotonicity())
+            return (
+                by_construction
+                if by_construction > 0.99 * float(m)
+                else max(by_construction, self._prove_monotonicity())
+            )
 
         return self._cached("strong_monotonicity", bound)
 

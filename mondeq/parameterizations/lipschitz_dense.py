@@ -6,7 +6,7 @@ W = I − Ψ(W_oᵀW_o/(2γ) + Ψ⁻¹UUᵀΨ⁻¹/(2γ) + VᵀV + εI + Sᵀ �
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import splitting
 from mondeq.parameterizations.base import DenseInput, check_count, check_positive

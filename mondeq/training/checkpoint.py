@@ -18,7 +18,9 @@ from mondeq.training.progress import Epoch
 NAME = "checkpoint.safetensors"
 
 
-def write(path: Path, model: Classifier, optimizer: torch.optim.Optimizer, generator: torch.Generator, history: list[Epoch]) -> None:
+def write(
+    path: Path, model: Classifier, optimizer: torch.optim.Optimizer, generator: torch.Generator, history: list[Epoch]
+) -> None:
     """The state after the last epoch of `history`, in one atomic step: an interrupted write leaves the one before."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= _flatten(optimizer)

@@ -42,7 +42,13 @@ class Trainer:
         *,
         on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     ) -> None:
-        self.model, self.dataset, self.config, self.folder, self.device = model.to(device), dataset, config, folder, device
+        self.model, self.dataset, self.config, self.folder, self.device = (
+            model.to(device),
+            dataset,
+            config,
+            folder,
+            device,
+        )
         self.on_epoch = on_epoch
         self.history: list[Epoch] = []
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -50,7 +56,9 @@ class Trainer:
         self.optimizer = kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
         ranks, world = distributed.rank(), distributed.world_size()
         share = max(config.batch_size // world, 1)
-        self.train = batches(dataset.train, share, generator=self.generator, device=device, rank=ranks, world_size=world)
+        self.train = batches(
+            dataset.train, share, generator=self.generator, device=device, rank=ranks, world_size=world
+        )
         self.test = batches(dataset.test, 1000, device=device, rank=ranks, world_size=world)
 
     def resume(self) -> None:
@@ -105,7 +113,9 @@ class Trainer:
         config = self.config
         logits = parallel(images)
         radius = config.ramped_radius(step, len(self.train))
-        constants = training_constants(self.model) if config.radius else logits.new_zeros(logits.shape[1], logits.shape[1])
+        constants = (
+            training_constants(self.model) if config.radius else logits.new_zeros(logits.shape[1], logits.shape[1])
+        )
         loss = margin_loss(logits, labels, constants, radius, config.logit_scale)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -140,8 +150,10 @@ class Trainer:
     def _read(self, epoch: int, tally: Tally, bar: tqdm) -> None:  # type: ignore[type-arg]  # tqdm is not generic at run time
         loss = float(tally.sums["loss"] / tally.sums["count"])
         if loss != loss or abs(loss) == float("inf"):
-            raise TrainingError(f"the loss became {loss} in epoch {epoch}: {self._cause()}; the weights of epoch "
-                                f"{len(self.history)} are kept in {self.folder}")
+            raise TrainingError(
+                f"the loss became {loss} in epoch {epoch}: {self._cause()}; the weights of epoch "
+                f"{len(self.history)} are kept in {self.folder}"
+            )
         bar.set_postfix_str(
             f"loss {loss:.3f}, accuracy {_share(tally, 'right'):.3f}, certified {_share(tally, 'certified'):.3f}, "
             f"steps {_steps(tally, 'forward'):.0f}+{_steps(tally, 'backward'):.0f}",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from splitting.errors import InvalidArgument, InvalidType
 from splitting.inclusion import Inclusion
-from splitting.operators import Operator, metric_norm
+from splitting.operators import Operator
 from splitting.solvers.base import Iteration, Solver, State
 from splitting.solvers.peaceman_rachford import PeacemanRachford
 
@@ -35,12 +35,14 @@ class Anderson(Solver):
 
     def __post_init__(self) -> None:
         if not isinstance(self.inner, Solver) or isinstance(self.inner, Anderson):
-            raise InvalidType(f"`inner` must be a solver without memory, such as PeacemanRachford(), got {self.inner!r}")
+            raise InvalidType(
+                f"`inner` must be a solver without memory, such as PeacemanRachford(), got {self.inner!r}"
+            )
         if isinstance(self.memory, bool) or not isinstance(self.memory, int) or self.memory < 1:
             raise InvalidArgument(f"`memory` must be an integer ≥ 1, got {self.memory!r}")
 
     def bind(self, problem: Inclusion) -> Iteration:
-        return _Anderson(self.inner.bind(problem), problem.operator.metric, self.memory)
+        return _Anderson(self.inner.bind(problem), problem.operator, self.memory)
 
     def tuned(self, operator: Operator) -> Self:
         return replace(self, inner=self.inner.tuned(operator))
@@ -60,8 +62,8 @@ class _Memory(NamedTuple):
 
 
 class _Anderson(Iteration):
-    def __init__(self, inner: Iteration, metric: Tensor | None, memory: int) -> None:
-        self.inner, self.metric, self.memory = inner, metric, memory
+    def __init__(self, inner: Iteration, operator: Operator, memory: int) -> None:
+        self.inner, self.operator, self.memory = inner, operator, memory
 
     def init(self, guess: Tensor | None) -> _Memory:
         x = self.inner.init(guess)
@@ -75,7 +77,7 @@ class _Anderson(Iteration):
         state = self.inner.step(carry.x)
         image = state.carry.flatten(1)
         residual = image - carry.x.flatten(1)
-        size = metric_norm(residual, self.metric)
+        size = self.operator.norm(state.carry - carry.x)
         keep = carry.plain | (size <= _REQUIRED_DECREASE * carry.size)
         if carry.count > 0:
             self._remember(carry, image, residual, keep)
@@ -109,9 +111,9 @@ class _Anderson(Iteration):
 
     def _weights(self, steps: Tensor, residual: Tensor) -> Tensor:
         """γ (batch, memory) by regularised normal equations; unused slots are zero rows and get γ = 0."""
-        if self.metric is not None:
-            root = self.metric.sqrt()
-            steps, residual = steps * root, residual * root
+        root = self.operator.root_metric
+        if root is not None:
+            steps, residual = steps * root.flatten(), residual * root.flatten()
         gram = torch.bmm(steps, steps.mT)
         scale = gram.diagonal(dim1=1, dim2=2).sum(1)
         info = torch.finfo(gram.dtype)
