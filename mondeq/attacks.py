@@ -20,11 +20,12 @@ def accuracy_under_attack(
     images: (N, C, H, W) in [0, 1]; attacked images stay in that box. Raises ConfigError where Foolbox is missing.
     """
     try:
-        import foolbox
+        from foolbox.attacks.projected_gradient_descent import L2ProjectedGradientDescentAttack
+        from foolbox.models.pytorch import PyTorchModel
     except ImportError:
         raise ConfigError('attacks need the foolbox package: pip install "mondeq[attack]"') from None
     torch.manual_seed(seed)
-    target = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=images.device)
-    attack = foolbox.attacks.L2ProjectedGradientDescentAttack(steps=steps, rel_stepsize=2.5 / steps)
+    target = PyTorchModel(model.eval(), bounds=(0, 1), device=images.device)
+    attack = L2ProjectedGradientDescentAttack(steps=steps, rel_stepsize=2.5 / steps)
     _, _, fooled = attack(target, images, labels, epsilons=[float(r) for r in radii])
     return {float(r): 1 - float(f.float().mean()) for r, f in zip(radii, fooled, strict=True)}

@@ -82,8 +82,9 @@ class ModelConfig:
         unknown = sorted(set(values) - known)
         if unknown:
             raise ConfigError(f"unknown model setting(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            return cls(**arguments)
         except TypeError as error:
             raise ConfigError(f"incomplete or mistyped model settings: {error}") from None
 
@@ -152,9 +153,8 @@ class Classifier(nn.Module):
     def prepare(self, images: Tensor) -> Tensor:
         """What the equilibrium layer sees of `images`. Raises InvalidArgument for images of another shape."""
         if tuple(images.shape[1:]) != tuple(self.config.image_shape) or images.ndim != 4:
-            raise InvalidArgument(
-                f"`images` must have shape (batch, {', '.join(map(str, self.config.image_shape))}), got {tuple(images.shape)}"
-            )
+            expected = ", ".join(map(str, self.config.image_shape))
+            raise InvalidArgument(f"`images` must have shape (batch, {expected}), got {tuple(images.shape)}")
         normalised: Tensor = self.normalise(images)
         return normalised
 

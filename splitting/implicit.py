@@ -81,7 +81,11 @@ class _Spec:
 
 
 def _apply(spec: _Spec, source: Tensor) -> Tensor:
-    result: Tensor = _Equilibrium.apply(spec, source, *spec.operator.tensors, *spec.prox.tensors)
+    return _call(spec, source, *spec.operator.tensors, *spec.prox.tensors)
+
+
+def _call(spec: _Spec, source: Tensor, *tensors: Tensor) -> Tensor:
+    result: Tensor = _Equilibrium.apply(spec, source, *tensors)  # type: ignore[no-untyped-call]  # torch has no types for it
     return result
 
 
@@ -151,7 +155,7 @@ class _Equilibrium(torch.autograd.Function):
         shape = sources.shape[1:]
         merged = [t.reshape(size, *[1] * (len(shape) + 1 - t.ndim), *t.shape[1:]) for t in stacks[count:]]
         merged = [t.expand(size, *shape).flatten(0, 1) for t in merged]
-        flat = _Equilibrium.apply(replace(spec, initial=None), sources.flatten(0, 1), *tensors[:count], *merged)
+        flat = _call(replace(spec, initial=None), sources.flatten(0, 1), *tensors[:count], *merged)
         return flat.unflatten(0, (size, shape[0])), 0
 
 
@@ -177,5 +181,4 @@ def _stack(tensor: Tensor, dim: int | None, size: int) -> Tensor:
 def _slice(spec: _Spec, source: Tensor, tensors: list[Tensor]) -> Tensor:
     count = len(spec.operator.tensors)
     fresh = replace(spec, operator=spec.operator.replace(*tensors[:count]), initial=None)
-    result: Tensor = _Equilibrium.apply(fresh, source, *tensors)
-    return result
+    return _call(fresh, source, *tensors)

@@ -288,10 +288,10 @@ class _Transposed(DenseOperator):
     def double(self) -> DenseOperator:
         return self.base.double().adjoint
 
-    def rebind(self, *tensors: Tensor) -> _Transposed:  # type: ignore[override]  # Self of a view is its own class
+    def rebind(self, *tensors: Tensor) -> _Transposed:
         return _Transposed(self.base.rebind(*tensors))
 
-    def replace(self, *tensors: Tensor) -> _Transposed:  # type: ignore[override]  # as above
+    def replace(self, *tensors: Tensor) -> _Transposed:
         return _Transposed(self.base.replace(*tensors))
 
     def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:

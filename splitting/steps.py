@@ -27,6 +27,7 @@ def contraction_factor(operator: Operator, alpha: float, *, iterations: int = 20
     count = min(8, operator.state_shape.numel())
     generator = torch.Generator().manual_seed(0)
     block = torch.randn(count, *operator.state_shape, generator=generator).to(operator.device, operator.dtype)
+    image = block
     with torch.no_grad():
         for _ in range(iterations):
             v = _orthonormal(block) / root

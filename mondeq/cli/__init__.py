@@ -27,9 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for module in (train, certify, bound, info):
         module.add_parser(commands)
     options = parser.parse_args(arguments)
-    warnings.showwarning = _show_warning
     try:
-        code: int = options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code: int = options.run(options)
         return code
     except (MondeqError, SplittingError) as error:
         print(f"mondeq {options.command}: {error}", file=sys.stderr)
@@ -43,5 +44,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     print(f"warning: {message}", file=sys.stderr)

@@ -92,10 +92,7 @@ def _add_training_settings(group: argparse._ArgumentGroup) -> None:
 
 def run(options: argparse.Namespace) -> int:
     with distributed.session(options.device) as device:
-        if options.resume:
-            settings = _stored_settings(options)
-        else:
-            settings = _new_settings(options)
+        settings = _stored_settings(options) if options.resume else _new_settings(options)
         dataset = load_data(settings["data"], options.data_dir)
         model_config, training_config = _configure(settings, dataset)
         folder: Path = options.out
@@ -215,14 +212,19 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _configure(settings: dict[str, Any], dataset: data.Dataset) -> tuple[ModelConfig, TrainingConfig]:
-    shape = tuple(dataset.train.images.shape[1:])
+    channels, height, width = dataset.train.images.shape[1:]
     model = {name: settings[name] for name in _MODEL_SETTINGS if name in settings}
     training = {name: settings[name] for name in _TRAINING_SETTINGS if name in settings}
     # γ is promised in pixel units; dividing by std first would only have to be undone.
     std = tuple(1.0 for _ in dataset.std) if settings["kind"] == "lipschitz" else dataset.std
     return (
         ModelConfig(
-            kind=settings["kind"], image_shape=shape, classes=len(dataset.classes), mean=dataset.mean, std=std, **model
+            kind=settings["kind"],
+            image_shape=(channels, height, width),
+            classes=len(dataset.classes),
+            mean=dataset.mean,
+            std=std,
+            **model,
         ),
         TrainingConfig(data=settings["data"], **training),
     )

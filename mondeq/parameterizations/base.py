@@ -58,6 +58,9 @@ class DenseInput(Parameterization):
         self.U = nn.Parameter(torch.empty(features, in_features).uniform_(-bound, bound))
         self.b = nn.Parameter(torch.empty(features).uniform_(-bound, bound))
 
+    @abstractmethod
+    def operator(self) -> splitting.DenseOperator: ...
+
     def source(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
         if x.shape[1] != self.in_features:

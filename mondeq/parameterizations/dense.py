@@ -77,8 +77,6 @@ class GramSkewOperator(splitting.DenseOperator):
     def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
         F, _, _ = self.tensors
         outer = q.mT @ z
-        if 3 * len(q) < len(F):
-            dF = torch.addmm((q @ F.mT).mT @ z, (z @ F.mT).mT, q)
-        else:
-            dF = F @ (outer + outer.mT)
-        return dF, outer - outer.mT, (q * z).sum()
+        thin = 3 * len(q) < len(F)
+        gradient = torch.addmm((q @ F.mT).mT @ z, (z @ F.mT).mT, q) if thin else F @ (outer + outer.mT)
+        return gradient, outer - outer.mT, (q * z).sum()

@@ -1,4 +1,4 @@
-"""The certificate-aware loss: cross-entropy on logits that the adversary was allowed to move as far as the bound lets it."""
+"""The certificate-aware loss: cross-entropy after an adversary moved the logits as far as the bound lets it."""
 
 from __future__ import annotations
 

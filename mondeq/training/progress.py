@@ -46,13 +46,12 @@ class Tally:
 
     def monitor(self, role: str, solution: splitting.Solution) -> None:
         """Called by the layer after each solve."""
-        self.add(
-            **{
-                f"{role}_steps": solution.steps.sum(),
-                f"{role}_count": len(solution.steps),
-                f"{role}_missed": (~solution.converged).sum(),
-            }
-        )
+        counts: dict[str, Tensor | float] = {
+            f"{role}_steps": solution.steps.sum(),
+            f"{role}_count": len(solution.steps),
+            f"{role}_missed": (~solution.converged).sum(),
+        }
+        self.add(**counts)
 
     def ratio(self, numerator: str, denominator: str) -> float:
         """A quotient of two sums over all processes; 0 where nothing was counted."""

@@ -24,7 +24,7 @@ _REQUIRED_DECREASE = 0.99
 
 @dataclass(frozen=True)
 class Anderson(Solver):
-    """Anderson acceleration around `inner`, safeguarded by inner's own contraction (after Zhang, O'Donoghue & Boyd 2020).
+    """Anderson acceleration around `inner`, safeguarded by inner's own contraction (Zhang, O'Donoghue & Boyd 2020).
 
     inner: the method to accelerate. memory: differences kept, ≥ 1; costs
     2·memory states. Converges whenever `inner` does; worth it for tight tolerances and contraction factors near 1.
@@ -58,7 +58,7 @@ class _Memory(NamedTuple):
     size: Tensor
     image_steps: Tensor  # (batch, memory, n): ΔTx
     residual_steps: Tensor  # (batch, memory, n): Δf
-    count: int
+    taken: int
 
 
 class _Anderson(Iteration):
@@ -79,30 +79,30 @@ class _Anderson(Iteration):
         residual = image - carry.x.flatten(1)
         size = self.operator.norm(state.carry - carry.x)
         keep = carry.plain | (size <= _REQUIRED_DECREASE * carry.size)
-        if carry.count > 0:
+        if carry.taken > 0:
             self._remember(carry, image, residual, keep)
         column = keep[:, None]
         image = torch.where(column, image, carry.image)
         residual = torch.where(column, residual, carry.residual)
         following = image
-        if carry.count > 0:
+        if carry.taken > 0:
             weights = self._weights(carry.residual_steps, residual)
             following = image - torch.bmm(weights[:, None], carry.image_steps).squeeze(1)
         kept = _Memory(
             following.reshape(carry.x.shape),
-            ~keep if carry.count > 0 else keep,
+            ~keep if carry.taken > 0 else keep,
             image,
             residual,
             torch.where(keep, size, carry.size),
             carry.image_steps,
             carry.residual_steps,
-            carry.count + 1,
+            carry.taken + 1,
         )
         return state._replace(carry=kept)
 
     def _remember(self, carry: _Memory, image: Tensor, residual: Tensor, keep: Tensor) -> None:
         """Write the newest differences into their slot; a rejected sample forgets all, and so steps plainly."""
-        slot = (carry.count - 1) % self.memory
+        slot = (carry.taken - 1) % self.memory
         carry.image_steps[:, slot] = image - carry.image
         carry.residual_steps[:, slot] = residual - carry.residual
         kept = keep[:, None, None].to(image.dtype)

@@ -1,0 +1,124 @@
+"""What the laws are tested on. Enrol a new operator, activation or solver here and every law runs over it.
+
+Operators are made for a dtype and activations for a state shape and a dtype, so that a law chooses both.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import splitting
+
+OperatorFactory = Callable[[torch.dtype], splitting.Operator]
+ActivationFactory = Callable[[tuple[int, ...], torch.dtype], splitting.Activation]
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def monotone(n: int, *, m: float = 0.5, gain: float = 1.0, skew: float = 1.0, rank: int | None = None) -> Tensor:
+    """mI + FᵀF + G − Gᵀ in float64 with random F (rank, n) and G; the same numbers on every call."""
+    random = torch.Generator().manual_seed(n)
+    F = torch.randn(n if rank is None else rank, n, generator=random, dtype=torch.float64) * gain / n**0.5
+    G = torch.randn(n, n, generator=random, dtype=torch.float64) * skew / n**0.5
+    return m * torch.eye(n, dtype=torch.float64) + F.mT @ F + G - G.mT
+
+
+def _dense(matrix: Tensor, metric: Tensor | None = None) -> OperatorFactory:
+    def make(dtype: torch.dtype) -> splitting.Operator:
+        return splitting.DenseOperator(matrix.to(dtype), metric=None if metric is None else metric.to(dtype))
+
+    return make
+
+
+def _huge_weight() -> OperatorFactory:
+    F = torch.eye(6, dtype=torch.float64)
+    F[0, 0] = 1e3
+    return _dense(monotone(6) + F.mT @ F)
+
+
+def _metric() -> OperatorFactory:
+    """Λ⁻¹M with M monotone is monotone in Λ, and for this Λ not monotone in the Euclidean inner product."""
+    metric = torch.logspace(-2, 2, 6, dtype=torch.float64)
+    return _dense(monotone(6, m=0.0) / metric[:, None] + 0.5 * torch.eye(6, dtype=torch.float64), metric)
+
+
+# Small ones, for laws that solve many problems.
+SMALL_OPERATORS: dict[str, OperatorFactory] = {
+    "scalar": _dense(torch.tensor([[0.7]], dtype=torch.float64)),
+    "general": _dense(monotone(6)),
+    "symmetric": _dense(monotone(6, skew=0.0)),
+    "skew-dominant": _dense(monotone(6, skew=8.0)),
+    "metric": _metric(),
+    "m near 0": _dense(monotone(6, m=1e-3, rank=2)),
+    "one huge weight": _huge_weight(),
+}
+# Large enough for the blockwise inverse to recurse, with blocks of odd order.
+LARGE_OPERATORS: dict[str, OperatorFactory] = {"order 301": _dense(monotone(301))}
+
+
+def _with_adjoints(operators: dict[str, OperatorFactory]) -> dict[str, OperatorFactory]:
+    def adjoint(make: OperatorFactory) -> OperatorFactory:
+        return lambda dtype: make(dtype).adjoint
+
+    return operators | {f"adjoint of {name}": adjoint(make) for name, make in operators.items()}
+
+
+OPERATORS: dict[str, OperatorFactory] = _with_adjoints(SMALL_OPERATORS | LARGE_OPERATORS)
+
+
+@dataclass(frozen=True)
+class Arctan(splitting.Activation):
+    """What a user writes: σ and σ′, nothing else."""
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return y.atan()
+
+    def derivative(self, y: Tensor) -> Tensor:
+        return 1 / (1 + y.square())
+
+
+def _fixed(activation: splitting.Activation) -> ActivationFactory:
+    return lambda shape, dtype: activation
+
+
+def _scale(shape: tuple[int, ...], dtype: torch.dtype) -> splitting.Activation:
+    d = torch.rand(shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    return splitting.Scale((1.6 * d - 0.3).clamp(0, 1).to(dtype))
+
+
+def _masked(inner: splitting.Activation) -> ActivationFactory:
+    def make(shape: tuple[int, ...], dtype: torch.dtype) -> splitting.Activation:
+        return splitting.Masked(inner, torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.7)
+
+    return make
+
+
+# Infinitely differentiable with a derivative that is, too: what second derivatives are tested on.
+SMOOTH_ACTIVATIONS: dict[str, ActivationFactory] = {
+    "Identity": _fixed(splitting.Identity()),
+    "Tanh": _fixed(splitting.Tanh()),
+    "Sigmoid": _fixed(splitting.Sigmoid()),
+    "Softplus": _fixed(splitting.Softplus()),
+    "Arctan": _fixed(Arctan()),
+    "Scale": _scale,
+    "Masked(Tanh)": _masked(splitting.Tanh()),
+}
+ACTIVATIONS: dict[str, ActivationFactory] = SMOOTH_ACTIVATIONS | {
+    "ReLU": _fixed(splitting.ReLU()),
+    "LeakyReLU": _fixed(splitting.LeakyReLU(0.1)),
+    "SoftThreshold": _fixed(splitting.SoftThreshold(0.3)),
+    "Box": _fixed(splitting.Box(-0.5, 0.25)),
+    "Masked(ReLU)": _masked(splitting.ReLU()),
+}
+
+_METHODS: dict[str, splitting.Solver] = {
+    "ForwardBackward": splitting.ForwardBackward(),
+    "ForwardBackwardForward": splitting.ForwardBackwardForward(),
+    "PeacemanRachford": splitting.PeacemanRachford(),
+    "DouglasRachford": splitting.DouglasRachford(),
+}
+SOLVERS: dict[str, splitting.Solver] = _METHODS | {
+    f"Anderson({name})": splitting.Anderson(method) for name, method in _METHODS.items()
+}

@@ -1,0 +1,251 @@
+"""Laws of the operators: one test per law over everything enrolled, adjoints included."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import splitting
+from splitting.operators import block_inverse
+from tests.registry import DTYPES, OPERATORS, SMALL_OPERATORS, monotone
+
+everywhere = pytest.mark.parametrize("operator", OPERATORS)
+all_dtypes = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def states(operator: splitting.Operator) -> Tensor:
+    return torch.randn(4, *operator.state_shape, dtype=operator.dtype)
+
+
+def dense(operator: splitting.Operator) -> Tensor:
+    """The matrix of A acting on flattened states, in float64, read off its columns."""
+    exact, n = operator.double(), operator.state_shape.numel()
+    return exact.apply(torch.eye(n, dtype=torch.float64).reshape(n, *operator.state_shape)).flatten(1).mT
+
+
+def in_metric(operator: splitting.Operator) -> Tensor:
+    """Λ^½ A Λ^-½ as a float64 matrix."""
+    metric = operator.double().metric
+    root = torch.ones(()) if metric is None else metric.flatten().sqrt()
+    return root.reshape(-1, 1) * dense(operator) / root
+
+
+@everywhere
+@all_dtypes
+def test_apply_is_linear(operator: str, dtype: torch.dtype) -> None:
+    A = OPERATORS[operator](dtype)
+    x, y = states(A), states(A)
+    scale = A.frobenius * float((x.norm() + y.norm()))
+    torch.testing.assert_close(
+        A.apply(2 * x - y), 2 * A.apply(x) - A.apply(y), rtol=0, atol=20 * torch.finfo(dtype).eps * scale
+    )
+
+
+@everywhere
+@all_dtypes
+def test_adjoint(operator: str, dtype: torch.dtype) -> None:
+    """⟨x, A y⟩ = ⟨Aᵀx, y⟩; (Aᵀ)ᵀ = A; m and L are the same; the metrics are reciprocal."""
+    A = OPERATORS[operator](dtype)
+    assert splitting.check_adjoint(A) < 100 * torch.finfo(dtype).eps * A.state_shape.numel() ** 0.5
+    z = states(A)
+    torch.testing.assert_close(A.adjoint.adjoint.apply(z), A.apply(z), rtol=0, atol=0)
+    assert (A.adjoint.strong_monotonicity, A.adjoint.lipschitz) == (A.strong_monotonicity, A.lipschitz)
+    if A.metric is None:
+        assert A.adjoint.metric is None
+    else:
+        torch.testing.assert_close(A.adjoint.metric * A.metric, torch.ones_like(A.metric))
+
+
+@everywhere
+@all_dtypes
+def test_resolvent_inverts(operator: str, dtype: torch.dtype) -> None:
+    """(I + αA) V = I for A and its adjoint, to rounding times the condition of I + αA."""
+    A = OPERATORS[operator](dtype)
+    for alpha in (0.1 * A.typical_step, A.typical_step, 10 * A.typical_step):
+        condition = (1 + alpha * A.lipschitz) ** 2
+        assert splitting.check_resolvent(A, alpha) < 20 * torch.finfo(dtype).eps * condition
+
+
+@everywhere
+@all_dtypes
+def test_resolvent_adjoint_and_reflection(operator: str, dtype: torch.dtype) -> None:
+    """The adjoint resolvent is Vᵀ and that of Aᵀ; reflect(v, s) = 2Vv − v + s."""
+    A = OPERATORS[operator](dtype)
+    alpha = A.typical_step
+    V, x, y = A.resolvent(alpha), states(A), states(A)
+    rounding = 20 * torch.finfo(dtype).eps * float(1 + V(x).norm() + V.adjoint(x).norm()) * float(y.norm())
+    assert abs(float((x * V(y)).sum() - (V.adjoint(x) * y).sum())) < rounding
+    torch.testing.assert_close(V.adjoint(x), A.adjoint.resolvent(alpha)(x), rtol=0, atol=rounding)
+    torch.testing.assert_close(V.reflect(x, y), 2 * V(x) - x + y, rtol=0, atol=rounding)
+    torch.testing.assert_close(V.adjoint.reflect(x, y), 2 * V.adjoint(x) - x + y, rtol=0, atol=rounding)
+
+
+@everywhere
+@all_dtypes
+def test_strong_monotonicity_is_a_tight_lower_bound(operator: str, dtype: torch.dtype) -> None:
+    """m ≤ λ_min of the symmetric part of Λ^½AΛ^-½ ≤ m + slack, and no state has a smaller Rayleigh quotient."""
+    A = OPERATORS[operator](dtype)
+    M = in_metric(A)
+    size, n = float(torch.linalg.matrix_norm(M)), len(M)
+    smallest = float(torch.linalg.eigvalsh((M + M.mT) / 2)[0])
+    assert -1e-15 * n * size <= smallest - A.strong_monotonicity <= 1e-14 * n**2 * size
+    assert splitting.check_monotone(A.double()) >= A.strong_monotonicity
+
+
+@everywhere
+@all_dtypes
+def test_lipschitz_is_a_tight_upper_bound(operator: str, dtype: torch.dtype) -> None:
+    """‖Λ^½AΛ^-½‖₂ ≤ L ≤ (1 + slack)‖Λ^½AΛ^-½‖₂; the Frobenius norm is what it says and lies above."""
+    A = OPERATORS[operator](dtype)
+    M = in_metric(A)
+    norm = float(torch.linalg.matrix_norm(M, 2))
+    assert norm * (1 - 1e-14) <= A.lipschitz <= norm * (1 + 1e-9)
+    assert A.frobenius == pytest.approx(float(torch.linalg.matrix_norm(M)), rel=10 * torch.finfo(dtype).eps)
+    root_mean_square = float(torch.linalg.svdvals(M).square().mean().sqrt())
+    assert A.typical_step == pytest.approx(1 / root_mean_square, rel=10 * torch.finfo(dtype).eps)
+
+
+@pytest.fixture
+def product_precision(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(request.param)
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@everywhere
+@all_dtypes
+@pytest.mark.usefixtures("product_precision")
+@pytest.mark.parametrize("product_precision", ["highest", "medium"], indirect=True)
+def test_rounding_bounds_the_error_of_apply(operator: str, dtype: torch.dtype) -> None:
+    """‖fl(A z) − A z‖_Λ against a product in extended precision, at both settings of float32 products."""
+    A = OPERATORS[operator](dtype)
+    z = torch.cat([1e-8 * states(A), states(A), 1e8 * states(A)])
+    matrix, wide = (x.numpy().astype(np.longdouble) for x in (dense(A), z.flatten(1).double()))
+    difference = A.apply(z).flatten(1).double().numpy() - wide @ matrix.T
+    root = 1.0 if A.metric is None else np.sqrt(A.double().metric.flatten().numpy())
+    error = np.linalg.norm((root * difference).astype(float), axis=1)
+    assert (error <= A.rounding(z).numpy()).all()
+
+
+def test_rounding_knows_the_precision_of_products() -> None:
+    """Products of float32 with fewer bits have larger errors; float64 is not touched by that setting."""
+    single, double = (OPERATORS["general"](dtype) for dtype in DTYPES)
+    z = states(double)
+    fine = single.rounding(z.float()), double.rounding(z)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        coarse = single.rounding(z.float()), double.rounding(z)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert (coarse[0] > 1000 * fine[0]).all()
+    assert torch.equal(coarse[1], fine[1])
+    # Not absurdly loose: at most n + 2 roundings of ‖A‖_F ‖z‖, with a little room.
+    n, size = 6, double.frobenius * double.norm(z)
+    assert (fine[1] <= 1.01 * (n + 2) * 2.0**-53 * size).all()
+
+
+@everywhere
+@all_dtypes
+def test_pairing_gradient_is_that_of_autograd(operator: str, dtype: torch.dtype) -> None:
+    """∂⟨q, A z⟩/∂t for every tensor t of A."""
+    A = OPERATORS[operator](dtype)
+    leaves = [t.clone().requires_grad_() for t in A.tensors]
+    q, z = states(A), states(A)
+    expected = torch.autograd.grad((q * A.rebind(*leaves).apply(z)).sum(), leaves)
+    rounding = 100 * torch.finfo(dtype).eps * float(q.norm() * z.norm())
+    for gradient, reference in zip(A.pairing_gradient(q, z), expected, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=0, atol=rounding)
+
+
+@everywhere
+@all_dtypes
+def test_double_has_the_same_numbers(operator: str, dtype: torch.dtype) -> None:
+    """Exactly the same entries and metric in float64, hence the same m and L."""
+    A = OPERATORS[operator](dtype)
+    exact = A.double()
+    assert exact.dtype == torch.float64
+    for tensor, wide in zip(A.tensors, exact.tensors, strict=True):
+        assert torch.equal(tensor.double(), wide)
+    assert exact.strong_monotonicity == pytest.approx(A.strong_monotonicity, rel=1e-9)
+    assert exact.lipschitz == pytest.approx(A.lipschitz, rel=1e-9)
+    z = states(A)
+    torch.testing.assert_close(exact.norm(z.double()), A.norm(z).double(), rtol=10 * torch.finfo(dtype).eps, atol=0)
+
+
+@everywhere
+def test_rebind_shares_and_replace_does_not(operator: str) -> None:
+    """rebind: other handles of the same values, gradients flow to them. replace: other values, nothing shared."""
+    A = OPERATORS[operator](torch.float64)
+    alpha, z = A.typical_step, states(A)
+    V, m = A.resolvent(alpha)(z), A.strong_monotonicity
+    handles = [t.clone().requires_grad_() for t in A.tensors]
+    rebound = A.rebind(*handles)
+    assert all(mine is handle for mine, handle in zip(rebound.tensors, handles, strict=True))
+    assert rebound.apply(z).requires_grad
+    assert torch.equal(rebound.resolvent(alpha)(z), V)
+    other = A.replace(*(1.5 * t for t in A.tensors))
+    assert splitting.check_resolvent(other, alpha) < 1e-9
+    assert not torch.allclose(other.apply(z), A.apply(z))
+    assert other.strong_monotonicity != m
+    assert torch.equal(A.resolvent(alpha)(z), V)
+
+
+def test_resolvent_is_computed_once() -> None:
+    """For every handle of the same values and for the adjoint, too."""
+    A = OPERATORS["general"](torch.float64)
+    V = A.resolvent(0.1)
+    assert A.resolvent(0.1) is V
+    assert A.rebind(*A.tensors).resolvent(0.1) is V
+    assert A.adjoint.adjoint.resolvent(0.1) is V
+
+
+def test_the_metric_of_the_zoo_is_needed() -> None:
+    """Without its metric that operator is not monotone, so that its laws would fail in the Euclidean norm."""
+    A = SMALL_OPERATORS["metric"](torch.float64)
+    assert A.strong_monotonicity > 0.49
+    assert splitting.DenseOperator(A.tensors[0]).strong_monotonicity < -1
+
+
+def test_known_monotonicity_is_taken_over() -> None:
+    """A bound known by construction replaces the eigenvalue problem, in the adjoint and in float64 as well."""
+    A = splitting.DenseOperator(monotone(4).float(), strong_monotonicity=0.25)
+    assert A.strong_monotonicity == A.adjoint.strong_monotonicity == A.double().strong_monotonicity == 0.25
+
+
+@pytest.mark.parametrize("n", [1, 128, 129, 257, 301])
+def test_block_inverse(n: int) -> None:
+    """The recursive inverse equals LAPACK's, below and above the order where it recurses, odd orders included."""
+    matrix = torch.eye(n, dtype=torch.float64) + monotone(n, m=0.0, skew=3.0)
+    torch.testing.assert_close(block_inverse(matrix), torch.linalg.inv(matrix), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("entry", [math.nan, math.inf, -1.0], ids=["NaN", "inf", "singular"])
+def test_an_inverse_that_does_not_invert_is_refused(entry: float) -> None:
+    """I + αA without an inverse raises, with the likely causes; it never returns numbers."""
+    matrix = torch.eye(3, dtype=torch.float64)
+    matrix[0, 0] = entry
+    with pytest.raises(splitting.ResolventError, match="not finite, not monotone, or too ill conditioned"):
+        splitting.DenseOperator(matrix).resolvent(1.0)
+
+
+class _WrongAdjoint(splitting.DenseOperator):
+    @property
+    def adjoint(self) -> splitting.DenseOperator:
+        return splitting.DenseOperator(self.matrix)
+
+
+class _WrongResolvent(splitting.DenseOperator):
+    def resolvent(self, alpha: float) -> splitting.Resolvent:
+        return super().resolvent(1.1 * alpha)
+
+
+def test_public_checks_notice_a_broken_operator() -> None:
+    """The defects are of order one, not of the order of rounding, where the law does not hold."""
+    matrix = monotone(6)
+    assert splitting.check_adjoint(_WrongAdjoint(matrix)) > 1e-2
+    assert splitting.check_resolvent(_WrongResolvent(matrix), 0.3) > 1e-2
+    assert splitting.check_monotone(splitting.DenseOperator(-matrix)) < 0

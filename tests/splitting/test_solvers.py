@@ -1,0 +1,430 @@
+"""Every solver finds the same, right answer, at the rate its theorem states."""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import osqp
+import pytest
+import scipy.optimize
+import scipy.sparse
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import splitting
+from splitting.solvers import Iteration, Solver, State
+from tests.registry import ACTIVATIONS, DTYPES, OPERATORS, SMALL_OPERATORS, SOLVERS, monotone
+from tests.splitting.problems import Known, known
+
+each_operator = pytest.mark.parametrize("operator", SMALL_OPERATORS)
+each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
+each_solver = pytest.mark.parametrize("solver", SOLVERS)
+
+
+def attempt(problem: splitting.Inclusion, solver: Solver, **options: object) -> splitting.Solution:
+    return splitting.solve(problem, solver, **({"tol": 1e-10, "max_steps": 60, "on_failure": "return"} | options))
+
+
+@functools.cache
+def tried(operator: str, activation: str, dtype: torch.dtype) -> tuple[Known, list[splitting.Solution]]:
+    """A problem, and what every solver has after a few steps, converged or not."""
+    torch.manual_seed(0)
+    example = known(operator, activation, dtype)
+    return example, [attempt(example.problem, solver, max_steps=30) for solver in SOLVERS.values()]
+
+
+# -- all agree ---------------------------------------------------------------------------------------------------
+
+
+@each_operator
+@each_activation
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_solvers_find_the_known_answer(operator: str, activation: str, dtype: torch.dtype) -> None:
+    """Converged or not, every solver is within its error bound of one and the same point, the equilibrium."""
+    example, solutions = tried(operator, activation, dtype)
+    for solution in solutions:
+        allowed = solution.error_bound + example.uncertainty
+        assert torch.isfinite(allowed).all()
+        assert (example.distance(solution.value) <= allowed).all()
+
+
+@each_operator
+@each_activation
+def test_residual_bounds_the_backward_error(operator: str, activation: str) -> None:
+    """ρ·(‖A‖_F‖z‖ + ‖c‖) is at least ‖r‖ for an r ∈ Az − c + ∂f(z); hence at least m‖z − z*‖, and at least 1/β times
+    the length of a forward–backward step from z, for every β. All up to rounding."""
+    example, solutions = tried(operator, activation, torch.float64)
+    A, c, prox = example.problem.operator, example.problem.source, example.problem.prox
+    for solution in solutions:
+        z = solution.value
+        scale = A.frobenius * A.norm(z) + A.norm(c)
+        r = (solution.residual + 1e-9) * scale
+        assert (A.strong_monotonicity * (example.distance(z) - example.uncertainty) <= r).all()
+        for beta in (1e-2 * A.typical_step, A.typical_step):
+            assert (A.norm(z - prox.prox(z - beta * (A.apply(z) - c), beta)) <= beta * r).all()
+
+
+@each_solver
+@each_activation
+def test_every_solver_converges(solver: str, activation: str) -> None:
+    """To the tolerance, and that is to the answer: ‖z − z*‖ ≤ tol·(‖A‖_F‖z‖ + ‖c‖)/m."""
+    example = known("general", activation)
+    problem = example.problem
+    A = problem.operator
+    solution = attempt(problem, SOLVERS[solver], tol=1e-8, max_steps=1000)
+    assert solution.status.ok
+    scale = A.frobenius * A.norm(solution.value) + A.norm(problem.source)
+    assert (A.strong_monotonicity * example.distance(solution.value) <= 1.001e-8 * scale).all()
+
+
+def log_uniform(low: float, high: float) -> st.SearchStrategy[float]:
+    return st.floats(math.log10(low), math.log10(high)).map(lambda exponent: 10**exponent)
+
+
+@st.composite
+def valid_solvers(draw: st.DrawFn, operator: splitting.Operator) -> Solver:
+    """Any method with any step inside its theorem, accelerated or not."""
+    m, lipschitz = operator.strong_monotonicity, operator.lipschitz
+    free = log_uniform(0.1 / lipschitz, 10 / lipschitz)
+    inside = st.floats(0.05, 0.95)
+    methods = [st.builds(splitting.PeacemanRachford, free), st.builds(splitting.DouglasRachford, free)]
+    if m > 0:
+        methods.append(inside.map(lambda t: splitting.ForwardBackward(t * 2 * m / lipschitz**2)))
+        methods.append(inside.map(lambda t: splitting.ForwardBackwardForward(t / lipschitz)))
+    method = draw(st.one_of(methods))
+    return draw(st.one_of(st.just(method), st.builds(splitting.Anderson, st.just(method), st.integers(1, 6))))
+
+
+@settings(max_examples=100)
+@given(
+    data=st.data(),
+    seed=st.integers(0, 2**16),
+    scales=st.tuples(log_uniform(1e-3, 1e3), log_uniform(1e-3, 1e3)),
+    m=log_uniform(1e-3, 1e2),
+    activation=st.sampled_from(sorted(ACTIVATIONS)),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_uniqueness(
+    data: st.DataObject,
+    seed: int,
+    scales: tuple[float, float],
+    m: float,
+    activation: str,
+    dtype: torch.dtype,
+) -> None:
+    """Two starts anywhere, two solvers, two valid steps: one answer, within the sum of the bounds."""
+    torch.manual_seed(seed)
+    F, G = (s * torch.randn(4, 4, dtype=torch.float64) for s in scales)
+    A = splitting.DenseOperator((m * torch.eye(4) + F.mT @ F + G - G.mT).to(dtype))
+    problem = splitting.Inclusion(A, torch.randn(2, 4, dtype=dtype), ACTIVATIONS[activation]((4,), dtype))
+    first, second = (
+        attempt(problem, data.draw(valid_solvers(A)), initial=10 * torch.randn(2, 4, dtype=dtype)) for _ in range(2)
+    )
+    apart = torch.linalg.vector_norm(first.value.double() - second.value.double(), dim=1)
+    assert (apart <= first.error_bound + second.error_bound).all()
+    # In float64 these problems can be bounded, however scaled: the law above is not about infinities.
+    assert dtype == torch.float32 or torch.isfinite(first.error_bound).all()
+
+
+# -- known answers -----------------------------------------------------------------------------------------------
+
+
+@each_operator
+def test_identity_activation_is_a_linear_system(operator: str) -> None:
+    problem = known(operator, "Identity").problem
+    A = problem.operator
+    columns = A.apply(torch.eye(A.state_shape.numel(), dtype=torch.float64)).mT
+    exact = torch.linalg.solve(columns, problem.source.mT).mT
+    step = 1 / math.sqrt(A.strong_monotonicity * A.lipschitz)
+    solution = attempt(problem, splitting.Anderson(splitting.PeacemanRachford(step), memory=8))
+    assert solution.status.ok
+    assert (A.norm(solution.value - exact) <= solution.error_bound).all()
+    assert (solution.error_bound <= 1e-5 * A.norm(exact)).all()
+
+
+A_SCALAR = 0.7
+SCALAR: dict[str, tuple[splitting.Activation, Callable[[float], float]]] = {
+    "Identity": (splitting.Identity(), lambda c: c / A_SCALAR),
+    "ReLU": (splitting.ReLU(), lambda c: max(c, 0) / A_SCALAR),
+    # Below zero s = (1/slope − 1) z.
+    "LeakyReLU": (splitting.LeakyReLU(0.1), lambda c: c / A_SCALAR if c > 0 else c / (A_SCALAR + 9)),
+    "SoftThreshold": (splitting.SoftThreshold(0.3), lambda c: math.copysign(max(abs(c) - 0.3, 0), c) / A_SCALAR),
+    "Box": (splitting.Box(-0.5, 0.25), lambda c: min(max(c / A_SCALAR, -0.5), 0.25)),
+    "Scale": (splitting.Scale(torch.tensor([0.25], dtype=torch.float64)), lambda c: c / (A_SCALAR + 3)),
+}
+
+
+@each_solver
+@pytest.mark.parametrize("activation", SCALAR)
+def test_scalar_closed_forms(solver: str, activation: str) -> None:
+    """a z − c + ∂f(z) ∋ 0 solved by hand."""
+    sigma, formula = SCALAR[activation]
+    source = torch.linspace(-4, 4, 9, dtype=torch.float64)[:, None]
+    A = splitting.DenseOperator(torch.tensor([[A_SCALAR]], dtype=torch.float64))
+    solution = attempt(splitting.Inclusion(A, source, sigma), SOLVERS[solver], tol=1e-13, max_steps=500)
+    expected = torch.tensor([[formula(c)] for c in source.flatten().tolist()], dtype=torch.float64)
+    torch.testing.assert_close(solution.value, expected, rtol=1e-11, atol=1e-11)
+
+
+@each_activation
+def test_scalar_root_finding(activation: str) -> None:
+    """z = σ((1 − a) z + c) by bisection: the definition of the equilibrium, with no operator splitting in it."""
+    sigma = ACTIVATIONS[activation]((1,), torch.float64)
+
+    def excess(z: float, c: float) -> float:
+        return z - float(sigma(torch.tensor([(1 - A_SCALAR) * z + c], dtype=torch.float64)))
+
+    source = torch.linspace(-4, 4, 9, dtype=torch.float64)[:, None]
+    A = splitting.DenseOperator(torch.tensor([[A_SCALAR]], dtype=torch.float64))
+    solution = attempt(splitting.Inclusion(A, source, sigma), splitting.PeacemanRachford(0.5), tol=1e-13, max_steps=500)
+    for c, z in zip(source.flatten().tolist(), solution.value.flatten().tolist(), strict=True):
+        assert z == pytest.approx(scipy.optimize.brentq(excess, -50, 50, args=(c,), xtol=1e-14), abs=1e-11)
+
+
+@each_solver
+@pytest.mark.parametrize("bounds", [(0.0, math.inf), (-0.5, 0.25)], ids=["ReLU", "Box"])
+def test_symmetric_projection_is_a_quadratic_programme(solver: str, bounds: tuple[float, float]) -> None:
+    """min ½zᵀAz − cᵀz over low ≤ z ≤ high, by an independent convex solver."""
+    low, high = bounds
+    matrix, source = monotone(8, skew=0.0), 3 * torch.randn(4, 8, dtype=torch.float64)
+    prox = splitting.ReLU() if high == math.inf else splitting.Box(low, high)
+    problem = splitting.Inclusion(splitting.DenseOperator(matrix), source, prox)
+    solution = attempt(problem, SOLVERS[solver], max_steps=2000)
+    assert solution.status.ok
+    quadratic, identity = scipy.sparse.csc_matrix(matrix.numpy()), scipy.sparse.eye(8, format="csc")
+    for c, z in zip(source.numpy(), solution.value.numpy(), strict=True):
+        programme = osqp.OSQP()
+        limits = np.full(8, low), np.full(8, high)
+        programme.setup(quadratic, -c, identity, *limits, verbose=False, eps_abs=1e-10, eps_rel=1e-10, max_iter=10**5)
+        np.testing.assert_allclose(z, programme.solve(raise_error=True).x, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("solver", ["ForwardBackwardForward", "PeacemanRachford", "DouglasRachford"])
+def test_converges_where_plain_iteration_diverges(solver: str) -> None:
+    """With a large skew part z ← σ(Wz + c) blows up, although the equilibrium is unique; splitting finds it."""
+    problem = known("skew-dominant", "LeakyReLU").problem
+    z = torch.zeros_like(problem.source)
+    for _ in range(200):
+        z = problem.prox(z - problem.operator.apply(z) + problem.source)
+    assert (z.norm(dim=1) > 1e20).all()
+    solution = attempt(problem, SOLVERS[solver], max_steps=1000)
+    assert solution.status.ok
+    z = solution.value
+    fixed_point = problem.prox(z - problem.operator.apply(z) + problem.source)
+    torch.testing.assert_close(z, fixed_point, rtol=0, atol=1e-8 * float(z.norm()))
+
+
+# -- rates and identities ----------------------------------------------------------------------------------------
+
+# The factor by which one step multiplies the component along an eigenvector of A with eigenvalue λ.
+MULTIPLIERS: dict[type[Solver], Callable[[Tensor, float], Tensor]] = {
+    splitting.ForwardBackward: lambda x, alpha: 1 - alpha * x,
+    splitting.ForwardBackwardForward: lambda x, alpha: 1 - alpha * x + (alpha * x) ** 2,
+    splitting.PeacemanRachford: lambda x, alpha: (1 - alpha * x) / (1 + alpha * x),
+    splitting.DouglasRachford: lambda x, alpha: 1 / (1 + alpha * x),
+}
+
+
+@pytest.mark.parametrize("method", MULTIPLIERS)
+@pytest.mark.parametrize("skew", [0.0, 1.0], ids=["symmetric", "normal"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["Euclidean", "metric"])
+def test_observed_rate_is_the_spectral_radius(method: type[Solver], skew: float, weighted: bool) -> None:
+    """On a normal A with the identity activation, steps shrink by max |multiplier(λ)|, in the metric as well."""
+    alpha = 0.2
+    slow = torch.tensor([[0.9, skew], [-skew, 0.9]], dtype=torch.float64)
+    core = torch.block_diag(slow, torch.diag(torch.tensor([2.2, 2.5], dtype=torch.float64)))
+    Q = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
+    matrix, metric = Q @ core @ Q.mT, None
+    if weighted:
+        metric = torch.tensor([0.1, 1.0, 5.0, 20.0], dtype=torch.float64)
+        matrix = matrix * metric.sqrt() / metric.sqrt()[:, None]
+    A = splitting.DenseOperator(matrix, metric=metric)
+    source = torch.randn(2, 4, dtype=torch.float64)
+    problem = splitting.Inclusion(A, source, splitting.Identity())
+    history = attempt(problem, method(alpha), tol=1e-300, max_steps=70).history
+    expected = float(MULTIPLIERS[method](torch.linalg.eigvals(core), alpha).abs().max())
+    observed = (history[69] / history[59]) ** 0.1
+    torch.testing.assert_close(observed, torch.full_like(observed, expected), rtol=1e-3, atol=0)
+
+
+def dense_factor(operator: splitting.Operator, alpha: float) -> float:
+    """‖(I − αA)(I + αA)⁻¹‖_Λ from the matrix."""
+    identity = torch.eye(operator.state_shape.numel(), dtype=torch.float64)
+    root = torch.ones(1) if operator.metric is None else operator.metric.sqrt()
+    M = root[:, None] * operator.apply(identity).mT / root
+    return float(torch.linalg.matrix_norm((identity - alpha * M) @ torch.linalg.inv(identity + alpha * M), 2))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_contraction_factor(operator: str) -> None:
+    """An estimate from below of the dense norm, to two digits at least; and the theorem's bound lies above."""
+    A = OPERATORS[operator](torch.float64)
+    m, lipschitz = A.strong_monotonicity, A.lipschitz
+    for alpha in (0.3 * A.typical_step, 1.1 * A.typical_step, 4 * A.typical_step):
+        exact = dense_factor(A, alpha)
+        assert exact * (1 - 1e-2) <= splitting.contraction_factor(A, alpha) <= exact * (1 + 1e-9)
+        theorem = math.sqrt(1 - 4 * alpha * m / (1 + 2 * alpha * m + (alpha * lipschitz) ** 2))
+        assert exact <= theorem * (1 + 1e-9)
+
+
+@each_operator
+def test_best_step_minimises_the_factor(operator: str) -> None:
+    """In steps to a given accuracy, −1/log(factor), within a few per cent of the best on a fine grid."""
+    A = SMALL_OPERATORS[operator](torch.float64)
+    grid = [A.typical_step * math.exp(x) for x in np.linspace(-8, 8, 400)]
+    fewest = min(-1 / math.log(dense_factor(A, alpha)) for alpha in grid)
+    assert -1 / math.log(dense_factor(A, splitting.best_step(A))) <= 1.1 * fewest + 0.1
+
+
+def test_tuned_solvers() -> None:
+    """"auto" becomes the best step, in the inner method of Anderson too; a given step and the others stay."""
+    A = SMALL_OPERATORS["symmetric"](torch.float64)
+    best = splitting.best_step(A)
+    assert splitting.PeacemanRachford().tuned(A) == splitting.PeacemanRachford(best)
+    assert splitting.Anderson(splitting.DouglasRachford(), 3).tuned(A) == splitting.Anderson(
+        splitting.DouglasRachford(best), 3
+    )
+    assert splitting.PeacemanRachford(0.1).tuned(A) == splitting.PeacemanRachford(0.1)
+    assert splitting.ForwardBackward().tuned(A) == splitting.ForwardBackward()
+
+
+@each_activation
+def test_douglas_rachford_is_the_average(activation: str) -> None:
+    """One step is (t + T(t))/2 with T the step of Peaceman–Rachford; value and gap are those of T."""
+    problem = known("general", activation).problem
+    peaceman, douglas = (s(0.3).bind(problem) for s in (splitting.PeacemanRachford, splitting.DouglasRachford))
+    t = torch.randn_like(problem.source)
+    full, half = peaceman.step(t.clone()), douglas.step(t.clone())
+    torch.testing.assert_close(half.carry, (t + full.carry) / 2)
+    assert torch.equal(half.value, full.value)
+    assert torch.equal(half.gap, full.gap)
+
+
+@each_solver
+@each_operator
+def test_warm_start_at_the_solution(solver: str, operator: str) -> None:
+    """Started at the answer, one step confirms it; a second one is allowed for rounding."""
+    example = known(operator, "Tanh")
+    answer = example.answer
+    solution = attempt(example.problem, SOLVERS[solver], initial=answer)
+    assert solution.status.ok
+    assert (solution.steps <= 2).all()
+    torch.testing.assert_close(solution.value, answer, rtol=1e-8, atol=1e-8)
+
+
+# -- Anderson ----------------------------------------------------------------------------------------------------
+
+
+@each_activation
+@pytest.mark.parametrize("operator", ["general", "skew-dominant"])
+@pytest.mark.parametrize("inner", ["ForwardBackwardForward", "PeacemanRachford", "DouglasRachford"])
+def test_anderson_costs_at_most_twice_the_steps(operator: str, activation: str, inner: str) -> None:
+    """A rejected extrapolation costs one step, and the next one is plain."""
+    problem = known(operator, activation).problem
+    plain = attempt(problem, SOLVERS[inner], tol=1e-7, max_steps=500)
+    accelerated = attempt(problem, splitting.Anderson(SOLVERS[inner]), tol=1e-7, max_steps=1000)
+    assert plain.status.ok
+    assert (accelerated.steps <= 2 * plain.steps + 2).all()
+
+
+@pytest.mark.parametrize("inner", ["ForwardBackwardForward", "PeacemanRachford", "DouglasRachford"])
+def test_anderson_is_much_faster_on_an_ill_conditioned_linear_problem(inner: str) -> None:
+    """Eigenvalues over two decades; a linear problem is where a Krylov-like method excels."""
+    Q = torch.linalg.qr(torch.randn(10, 10, dtype=torch.float64)).Q
+    A = splitting.DenseOperator(Q @ torch.diag(torch.logspace(-1, 1, 10, dtype=torch.float64)) @ Q.mT)
+    problem = splitting.Inclusion(A, torch.randn(3, 10, dtype=torch.float64), splitting.Identity())
+    plain = attempt(problem, SOLVERS[inner], max_steps=5000)
+    accelerated = attempt(problem, splitting.Anderson(SOLVERS[inner], memory=8), max_steps=5000)
+    assert plain.status.ok
+    assert (5 * accelerated.steps <= plain.steps).all()
+
+
+@dataclass(frozen=True)
+class Recorded(Solver):
+    """Passes everything through, and keeps where the map was evaluated and what came out."""
+
+    inner: Solver
+    points: list[Tensor] = field(default_factory=list)
+    images: list[Tensor] = field(default_factory=list)
+
+    def bind(self, problem: splitting.Inclusion) -> Iteration:
+        iteration, recorder = self.inner.bind(problem), self
+
+        class Recording(Iteration):
+            def init(self, guess: Tensor | None) -> Tensor:
+                return iteration.init(guess)
+
+            def step(self, carry: Tensor) -> State:
+                state = iteration.step(carry)
+                recorder.points.append(carry.clone())
+                recorder.images.append(state.carry.clone())
+                return state
+
+        return Recording()
+
+
+def test_safeguard() -> None:
+    """An extrapolation that does not shrink ‖Tx − x‖_Λ by 1 % is dropped for the plain step from the last kept point;
+    the method converges with such rejections among its steps."""
+    problem = known("metric", "Tanh", batch=1).problem
+    recorded = Recorded(splitting.DouglasRachford())
+    assert attempt(problem, splitting.Anderson(recorded), max_steps=500).status.ok
+    kept, kept_size, must_be_plain = recorded.points[0], math.inf, True
+    rejections = extrapolations = 0
+    for point, image in zip(recorded.points, recorded.images, strict=True):
+        plain = torch.allclose(point, kept, rtol=1e-12, atol=1e-14)
+        assert plain or not must_be_plain
+        size = float(problem.operator.norm(image - point))
+        rejected = not plain and size > 0.99 * kept_size
+        rejections, extrapolations = rejections + rejected, extrapolations + (not plain)
+        must_be_plain = rejected
+        if not rejected:
+            kept, kept_size = image, size
+    assert rejections >= 3
+    assert extrapolations >= 10
+
+
+def test_an_extrapolation_that_overflows_is_forgotten() -> None:
+    """Even NaN at an extrapolated point only costs that step: convergence is that of the plain map."""
+
+    def contraction(x: Tensor) -> Tensor:
+        # Finite where the plain iteration goes, 0 < x ≤ 1, and not left of it, where the secant step lands.
+        return torch.where(x > 0, 0.9 * x - 0.4 * x.abs().pow(1.5), math.nan)
+
+    steps = iterate(splitting.Anderson(_Map(contraction)), 200)
+    assert any(not torch.isfinite(state.value).all() for state in steps)
+    assert float(steps[-1].value.abs().max()) < 1e-6
+
+
+@dataclass(frozen=True)
+class _Map(Solver):
+    """A made-up fixed-point map in place of a splitting method, started at 1."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def bind(self, problem: splitting.Inclusion) -> Iteration:
+        function = self.function
+
+        class Mapping(Iteration):
+            def init(self, guess: Tensor | None) -> Tensor:
+                return torch.ones_like(problem.source)
+
+            def step(self, carry: Tensor) -> State:
+                image = function(carry)
+                return State(image, image, problem.operator.norm(image - carry))
+
+        return Mapping()
+
+
+def iterate(solver: Solver, steps: int) -> list[State]:
+    A = splitting.DenseOperator(torch.ones(1, 1, dtype=torch.float64))
+    iteration = solver.bind(splitting.Inclusion(A, torch.ones(1, 1, dtype=torch.float64), splitting.Identity()))
+    carry, states = iteration.init(None), []
+    for _ in range(steps):
+        states.append(iteration.step(carry))
+        carry = states[-1].carry
+    return states
