@@ -73,9 +73,9 @@ class _GapCertifier:
         self.operator = exact.linear.operator()
         self.tuned = splitting.Anderson(splitting.PeacemanRachford()).tuned(self.operator)
         head = exact.head_weight
-        metric = self.operator.metric
-        scaled = head if metric is None else head / metric.sqrt()
-        differences = (scaled[:, None] - scaled[None]).flatten(0, 1)
+        differences = (head[:, None] - head[None]).flatten(0, 1)
+        if self.operator.root_metric is not None:
+            differences = differences / self.operator.root_metric
         # ‖(w_i − w_j)Λ^-½‖ converts an error of the state in the Λ-norm into one of the gap.
         self.gap_gain = verified.vector_norm(differences).reshape(len(head), len(head)) * (1 + 1e-12)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mondeq.lipschitz.bound import Bound
 from mondeq.lipschitz.local import local_jacobian_bound, local_jacobian_norms
-from mondeq.lipschitz.matrix_inequality import matrix_inequality_bound
+from mondeq.lipschitz.matrix_inequality import LARGEST_SEARCH, matrix_inequality_bound, optimised_metric
 from mondeq.lipschitz.product import product_bound
 from mondeq.models import Classifier, exact_copy
 
@@ -15,11 +15,14 @@ from mondeq.models import Classifier, exact_copy
 def lipschitz_bounds(model: Classifier, images: Tensor | None = None) -> dict[str, Bound]:
     """{method: Bound} of the map from pixels in [0, 1] to logits, normalisation included.
 
-    "product" and "matrix inequality" are certified, each with constants for every logit gap in `pairs`; with `images`,
+    "product" and "matrix inequality" are certified, each with constants for every logit gap in `pairs`; so is "matrix
+    inequality, optimised metric", which is tried where the parameterization brings no metric of its own. With `images`,
     "local Jacobian" is an estimate from below, so the true constant lies between it and the smallest certified value.
     """
     exact = exact_copy(model)
     bounds = {"product": product_bound(exact), "matrix inequality": matrix_inequality_bound(exact)}
+    if exact.linear.operator().metric is None and exact.config.features <= LARGEST_SEARCH:
+        bounds["matrix inequality, optimised metric"] = matrix_inequality_bound(exact, optimised_metric(exact))
     if images is not None:
         bounds["local Jacobian"] = local_jacobian_bound(exact, images.double())
     return bounds
@@ -43,6 +46,7 @@ __all__ = [
     "local_jacobian_bound",
     "local_jacobian_norms",
     "matrix_inequality_bound",
+    "optimised_metric",
     "pair_constants",
     "product_bound",
 ]

@@ -37,6 +37,56 @@ def matrix_inequality_bound(exact: Classifier, metric: Tensor | None = None) -> 
     return Bound(problem.prove(head), "certified", "matrix inequality", _ASSUMPTIONS, pairs)
 
 
+# The search costs a few n³ products per step: seconds up to here, minutes beyond.
+LARGEST_SEARCH = 512
+
+
+def optimised_metric(exact: Classifier, *, steps: int = 150) -> Tensor:
+    """A diagonal Λ, (n,), that makes the matrix inequality's γ small, by Adam on log Λ from the operator's own metric.
+
+    γ(Λ) = λ_max(K⁻¹(BBᵀ + CᵀC)) is quasi-convex in Λ (the inequality is linear in (Λ, γ) after a Schur complement), so
+    a local search loses little. The result proves nothing by itself; hand it to `matrix_inequality_bound`.
+    """
+    operator = _dense(exact).operator()
+    matrix, head = operator.matrix.detach(), exact.head_weight.detach()
+    inputs = _dense(exact).U.detach() * exact.pixel_scale()
+    start = torch.ones(len(matrix), dtype=torch.float64) if operator.metric is None else operator.metric.detach()
+    gamma, t = _Problem.of(exact, None)._propose(head)
+    best, best_value = start, gamma
+    with torch.enable_grad():
+        log_metric = (start * t).log().to(matrix).requires_grad_()
+        optimizer = torch.optim.Adam([log_metric], lr=0.05)
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = 0.025 * (1 + math.cos(math.pi * step / steps))
+            value = _gamma(log_metric.exp(), matrix, inputs, head)
+            if not bool(torch.isfinite(value)):
+                break
+            if float(value.detach()) < best_value:
+                best, best_value = log_metric.detach().exp(), float(value.detach())
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+    return best
+
+
+def _dense(exact: Classifier) -> DenseInput:
+    linear = exact.linear
+    if not isinstance(linear, DenseInput):
+        raise InvalidType(f"the matrix inequality needs a dense parameterization, got {type(linear).__name__}")
+    return linear
+
+
+def _gamma(metric: Tensor, matrix: Tensor, inputs: Tensor, head: Tensor) -> Tensor:
+    """λ_max(K⁻¹(BBᵀ + CᵀC)), differentiable in the metric; NaN where K is not positive definite."""
+    scaled = metric[:, None] * matrix
+    chol, info = torch.linalg.cholesky_ex(scaled + scaled.mT)
+    if int(info) != 0:
+        return metric.new_tensor(math.nan)
+    columns = torch.cat([metric[:, None] * inputs, head.mT], dim=1)
+    half = torch.linalg.solve_triangular(chol, columns, upper=False)
+    return torch.linalg.eigvalsh(half @ half.mT)[-1]
+
+
 @dataclass(frozen=True, eq=False)
 class _Problem:
     """The inequality without its output, and the eigendecomposition of H that the proposal needs."""
@@ -50,9 +100,7 @@ class _Problem:
 
     @staticmethod
     def of(exact: Classifier, metric: Tensor | None) -> _Problem:
-        linear = exact.linear
-        if not isinstance(linear, DenseInput):
-            raise InvalidType(f"the matrix inequality needs a dense parameterization, got {type(linear).__name__}")
+        linear = _dense(exact)
         operator = linear.operator()
         own = torch.ones_like(linear.b) if operator.metric is None else operator.metric
         weight = (own if metric is None else metric).detach()
