@@ -22,7 +22,7 @@ class LipschitzDense(DenseInput):
     """
 
     def __init__(
-        self, in_features: int, features: int, out_features: int, gamma: float = 1.0, *, epsilon: float = 0.05
+        self, in_features: int, features: int, out_features: int, gamma: float = 1.0, *, epsilon: float = 0.01
     ) -> None:
         super().__init__(in_features, features)
         self.out_features = check_count("out_features", out_features)

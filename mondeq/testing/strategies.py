@@ -1,0 +1,154 @@
+"""What to draw: weights of every scale, inputs, activations, and solvers with any step inside their theorems.
+
+Tensors come from seeds that are drawn, so an example is small to store and the same when it is replayed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import splitting
+from mondeq.parameterizations import Dense, LipschitzDense, Parameterization
+
+
+def parameterizations(
+    *, dtype: torch.dtype = torch.float64, largest: int = 6
+) -> st.SearchStrategy[Dense | LipschitzDense]:
+    """Dense and LipschitzDense with random weights, 1 … `largest` features and as many inputs.
+
+    Dense: F and G normal, scaled by 10⁻³ … 10³ each on its own, m in 10⁻³ … 10², fixed or learned. LipschitzDense: V
+    and S so scaled, U and W_o by 10⁻² … 10², γ in 0.1 … 10, Λ over two decades. In float64 m is provable for all of
+    them; in float32 it is not for large weights.
+    """
+    sizes = st.integers(1, largest)
+    return st.one_of(
+        st.builds(
+            _dense,
+            sizes,
+            sizes,
+            m=_log_uniform(1e-3, 1e2),
+            learn_m=st.booleans(),
+            scales=st.fixed_dictionaries({"F": _log_uniform(1e-3, 1e3), "G": _log_uniform(1e-3, 1e3)}),
+            seed=_seeds(),
+            dtype=st.just(dtype),
+        ),
+        st.builds(
+            _lipschitz,
+            sizes,
+            sizes,
+            st.integers(1, 4),
+            gamma=_log_uniform(0.1, 10),
+            scales=st.fixed_dictionaries(
+                {
+                    "V": _log_uniform(1e-3, 1e3),
+                    "S": _log_uniform(1e-3, 1e3),
+                    "U": _log_uniform(1e-2, 1e2),
+                    "W_o": _log_uniform(1e-2, 1e2),
+                    "log_metric": st.floats(0, 1),
+                }
+            ),
+            seed=_seeds(),
+            dtype=st.just(dtype),
+        ),
+    )
+
+
+def inputs(parameterization: Parameterization, *, largest_batch: int = 4) -> st.SearchStrategy[Tensor]:
+    """x (batch, in_features), batch 1 … `largest_batch`: normal entries scaled by 10⁻² … 10², of the weights' dtype
+    and device; now and then all zero."""
+    like = next(parameterization.parameters())
+
+    def make(batch: int, scale: float, seed: int) -> Tensor:
+        return scale * _randn((batch, parameterization.in_features), seed).to(like.device, like.dtype)
+
+    return st.builds(make, st.integers(1, largest_batch), st.just(0.0) | _log_uniform(1e-2, 1e2), _seeds())
+
+
+def activations() -> st.SearchStrategy[splitting.Activation]:
+    """Every elementwise activation of `splitting`, with parameters drawn where it has them."""
+    bounds = st.tuples(st.floats(-2, 2), st.floats(-2, 2)).map(sorted)
+    return st.one_of(
+        st.sampled_from(
+            [splitting.ReLU(), splitting.Tanh(), splitting.Sigmoid(), splitting.Softplus(), splitting.Identity()]
+        ),
+        st.builds(splitting.LeakyReLU, _log_uniform(1e-3, 1)),
+        st.builds(splitting.SoftThreshold, st.floats(0, 2)),
+        bounds.map(lambda ends: splitting.Box(ends[0], ends[1])),
+    )
+
+
+def solvers(parameterization: Parameterization | None = None) -> st.SearchStrategy[splitting.Solver]:
+    """Every method, plain and within Anderson acceleration of memory 1 … 6.
+
+    Steps are "auto"; with a `parameterization` also any step inside the method's theorem for its operator: α > 0 for
+    Peaceman–Rachford and Douglas–Rachford (drawn from 0.1/L … 10/L), α < 2m/L² for forward–backward, α < 1/L for
+    forward–backward–forward. The two forward methods are left out where m > 0 is not provable.
+    """
+    kinds = [splitting.PeacemanRachford, splitting.DouglasRachford]
+    forward = [splitting.ForwardBackward, splitting.ForwardBackwardForward]
+    if parameterization is None:
+        methods = st.sampled_from([kind() for kind in kinds + forward])
+    else:
+        with torch.no_grad():
+            operator = parameterization.operator()
+        m, lipschitz = operator.strong_monotonicity, operator.lipschitz
+        choices = [st.builds(kind, st.just("auto") | _log_uniform(0.1 / lipschitz, 10 / lipschitz)) for kind in kinds]
+        if m > 0:
+            for kind, limit in zip(forward, (2 * m / lipschitz**2, 1 / lipschitz), strict=True):
+                choices.append(st.builds(kind, st.just("auto") | st.floats(0.05 * limit, 0.95 * limit)))
+        methods = st.one_of(choices)
+    return methods | st.builds(splitting.Anderson, methods, st.integers(1, 6))
+
+
+def _dense(
+    in_features: int,
+    features: int,
+    *,
+    m: float,
+    learn_m: bool,
+    scales: dict[str, float],
+    seed: int,
+    dtype: torch.dtype,
+) -> Dense:
+    linear = Dense(in_features, features, m, learn_m=learn_m).to(dtype)
+    _fill(linear, {"U": 1.0, "b": 1.0, **scales}, seed)
+    return linear
+
+
+def _lipschitz(
+    in_features: int,
+    features: int,
+    out_features: int,
+    *,
+    gamma: float,
+    scales: dict[str, float],
+    seed: int,
+    dtype: torch.dtype,
+) -> LipschitzDense:
+    linear = LipschitzDense(in_features, features, out_features, gamma).to(dtype)
+    _fill(linear, {"b": 1.0, "b_o": 1.0, **scales}, seed)
+    return linear
+
+
+def _fill(module: nn.Module, scales: dict[str, float], seed: int) -> None:
+    """Normal entries of standard deviation `scales[name]` for every parameter named there."""
+    with torch.no_grad():
+        for offset, (name, scale) in enumerate(scales.items()):
+            parameter = module.get_parameter(name)
+            parameter.copy_(scale * _randn(tuple(parameter.shape), 1000 * seed + offset))
+
+
+def _randn(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _seeds() -> st.SearchStrategy[int]:
+    return st.integers(0, 2**20)
+
+
+def _log_uniform(low: float, high: float) -> st.SearchStrategy[float]:
+    return st.floats(math.log(low), math.log(high)).map(math.exp)
