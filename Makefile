@@ -13,7 +13,7 @@ MYPY_ARGS ?=
 ifndef DEMO_RUN
 DEMO_RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 endif
-DEMO_TRAIN ?= --data digits --model lipschitz --radius 0.2 --seed 0
+DEMO_TRAIN ?= --data digits --model lipschitz --radius 0.5 --seed 0
 
 VENV := .venv
 BIN := $(VENV)/bin
