@@ -53,17 +53,21 @@ class EquilibriumLayer(nn.Module):
         self._kept: _Kept | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """z (batch, *state_shape) for x (batch, …), differentiable in x and the weights."""
-        operator, solver = self._operator()
-        return splitting.equilibrium(
-            splitting.Inclusion(operator, self.linear.source(x), self.activation),
-            solver,
-            tol=self.tol,
-            max_steps=self.max_steps,
-            backward_tol=self.backward_tol,
-            on_failure=self.on_failure,
-            monitor=self.monitor,
-        )
+        """z (batch, *state_shape) for x (batch, …), differentiable in x and the weights.
+
+        Computes in the dtype of the weights, also inside `torch.autocast`.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            operator, solver = self._operator()
+            return splitting.equilibrium(
+                splitting.Inclusion(operator, self.linear.source(x), self.activation),
+                solver,
+                tol=self.tol,
+                max_steps=self.max_steps,
+                backward_tol=self.backward_tol,
+                on_failure=self.on_failure,
+                monitor=self.monitor,
+            )
 
     @torch.no_grad()
     def solve(

@@ -142,8 +142,8 @@ class DenseOperator(Operator):
     def __init__(
         self, matrix: Tensor, *, metric: Tensor | None = None, strong_monotonicity: float | None = None
     ) -> None:
-        if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
-            raise InvalidType(f"`matrix` must be a floating-point tensor, got {_describe(matrix)}")
+        if not isinstance(matrix, Tensor) or matrix.dtype not in (torch.float32, torch.float64):
+            raise InvalidType(f"`matrix` must be a float32 or float64 tensor, got {_describe(matrix)}")
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise InvalidArgument(f"`matrix` must be square (n, n), got shape {tuple(matrix.shape)}")
         self._setup((matrix,), matrix.shape[0], metric)

@@ -97,7 +97,8 @@ def solve(
     """
     solver = PeacemanRachford() if solver is None else solver
     _check_arguments(problem, solver, tol, max_steps, initial, on_failure)
-    with torch.no_grad():
+    # Autocast would run the iteration in half precision, which no tolerance worth asking for survives.
+    with torch.no_grad(), torch.autocast(problem.source.device.type, enabled=False):
         solution = _run(_detached(problem), solver, tol, max_steps, initial)
     if not solution.status.ok and on_failure == "raise":
         raise NotConverged(solution.status.text)
@@ -136,29 +137,27 @@ class _Record:
         self.history: list[Tensor] = []
         self.asking_is_free = source.device.type in _FREE_TO_ASK
         self.untouched = True  # no sample has converged yet, as far as the host knows
-        self.lowest = math.nan  # the smallest residual, where asking is free
 
     def note(self, step: int, value: Tensor, residual: Tensor, tol: float) -> None:
         """Take over `value` for the samples still open, and close those with residual ≤ tol."""
         self.history.append(residual)
-        if self.untouched and self.asking_is_free:
-            self.lowest = float(residual.min())
-            if not self.lowest <= tol:
-                # The common case: nothing to freeze, so the iterate itself is the record.
-                self.value, self.residual = value, residual
-                return
+        done = residual <= tol
+        if self.untouched and self.asking_is_free and not bool(done.any()):
+            # The common case: nothing to freeze, so the iterate itself is the record.
+            self.value, self.residual = value, residual
+            return
         self.untouched = False
         shape = (-1, *[1] * (value.ndim - 1))
         self.value = torch.where(self.converged.reshape(shape), self.value, value)
         self.residual = torch.where(self.converged, self.residual, residual)
-        newly = (residual <= tol) & ~self.converged
+        newly = done & ~self.converged
         self.steps.masked_fill_(newly, step)
         self.converged = self.converged | newly
 
     def finished(self) -> bool:
         """Whether every sample has converged or left the finite numbers for good."""
-        if self.untouched and math.isfinite(self.lowest):
-            return False
+        if self.untouched and self.asking_is_free and len(self.history) % _STEPS_PER_QUESTION:
+            return False  # none has converged; that all have overflowed is worth asking only now and then
         return bool((self.converged | ~torch.isfinite(self.residual)).all())
 
     def solution(self, problem: Inclusion, tol: float, solver: Solver) -> Solution:

@@ -7,9 +7,9 @@ rounding nor an unfinished solve can cause it.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 
 import torch
@@ -22,9 +22,13 @@ from mondeq.lipschitz import best_pairs, lipschitz_bounds
 from mondeq.models import Classifier, exact_copy
 from mondeq.parameterizations import LipschitzDense, Parameterization
 from splitting import verified
+from splitting.errors import InvalidArgument, InvalidType
 
-# What the last few operations of a comparison may have rounded.
+# What the few operations of a comparison may have rounded, relatively.
 _ROUNDING = 1e-9
+_TINY = 1e-300
+# Searching needs directions only; what is compared in the end is solved to this.
+_TOL, _MAX_STEPS = 1e-10, 1000
 
 
 def check_unique_equilibrium(
@@ -47,24 +51,25 @@ def check_unique_equilibrium(
     exact = _Exact.of(parameterization, activation)
     problem = exact.problem(x)
     generator = torch.Generator().manual_seed(seed)
-    size = 1 + float(problem.source.abs().max()) if problem.source.numel() else 1.0
+    size = 1 + float(problem.source.abs().amax()) if problem.source.numel() else 1.0
     found: list[tuple[str, splitting.Solution]] = []
     for solver in solvers:
         for scale in (size, 1e3 * size):
             start = scale * torch.randn(problem.source.shape, generator=generator, dtype=torch.float64)
-            initial = start.to(problem.source.device)
             solution = splitting.solve(
-                problem, solver, tol=tol, max_steps=max_steps, initial=initial, on_failure="return"
+                problem,
+                solver,
+                tol=tol,
+                max_steps=max_steps,
+                initial=start.to(exact.device),
+                on_failure="return",
             )
-            name = f"{solver} from a start of size {scale:.1e}"
-            _require(
-                torch.isfinite(solution.error_bound), f"{name} has no finite error bound", solution.status, len(found)
-            )
-            found.append((name, solution))
+            found.append((f"{solver} from a start of size {scale:.1e}", solution))
+            _require(torch.isfinite(solution.error_bound), f"{found[-1][0]}: no finite error bound ({solution.status})")
     for (name, first), (other, second) in combinations(found, 2):
         apart = exact.operator.norm(first.value - second.value)
         allowed = first.error_bound + second.error_bound
-        _require_at_most(apart, allowed, f"two equilibria: ‖z₁ − z₂‖_Λ against the sum of the bounds of {name}, {other}")
+        _require_at_most(apart, allowed, f"‖z₁ − z₂‖_Λ against the sum of the error bounds, {name}, {other}")
 
 
 def check_lipschitz(
@@ -81,30 +86,37 @@ def check_lipschitz(
 
     A Classifier is held to `lipschitz_bounds`, for all logits and for every gap of two, at images x (N, C, H, W). A
     Parameterization is held to ‖z₁ − z₂‖_Λ ≤ (‖Λ^½U‖/m) ‖x₁ − x₂‖ with its own `input_norm` and operator, under
-    `activation` (ReLU by default); a LipschitzDense also to its γ; and one that promises a constant of its own to
-    ‖readout z₁ − readout z₂‖ ≤ constant · ‖x₁ − x₂‖, readout (outputs, n), for the two arguments given together.
-    Pairs are random, at distances from 10⁻³ to 10, and then moved by `ascent` steps of gradient ascent on the ratio.
-    x: where the pairs start; by default eight random inputs.
+    `activation` (ReLU by default), at x (N, …); a LipschitzDense also to its γ; and what promises a constant of its
+    own to ‖readout (z₁ − z₂)‖ ≤ constant · ‖x₁ − x₂‖, for readout (outputs, n) and `constant` given together. Pairs are
+    random, at distances from 10⁻³ to 10, and then moved by `ascent` steps of gradient ascent on the ratio. x: where
+    the pairs start; by default eight random inputs.
 
-    Returns the largest ratio seen, as a share of the bound it came closest to. Raises AssertionError where a bound is
-    violated, by more than the proved errors of the solves, or where m > 0 is not provable.
+    Returns the largest ratio seen, as a share of the bound it belongs to. Raises AssertionError where a bound is
+    violated by more than the proved errors of the solves, or where m > 0 is not provable.
     """
     exact = _Exact.of(model, activation)
     generator = torch.Generator().manual_seed(seed)
     if x is None:
         shape = model.config.image_shape if isinstance(model, Classifier) else (model.in_features,)
-        x = torch.rand(8, *shape, generator=generator, dtype=torch.float64).to(exact.device)
-    promises = _promises(model, exact, readout, constant)
-    largest = 0.0
-    for promise in promises:
-        distances = torch.logspace(-3, 1, len(x), dtype=torch.float64).reshape(-1, *[1] * (x.ndim - 1))
-        step = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-        step = step / step.flatten(1).norm(dim=1).reshape(distances.shape).clamp_min(1e-300) * distances
-        first = x.detach().double()
-        second = first + step.to(first)
-        for pair in ((first, second), _ascend_pair(exact, promise, first, second, ascent)):
-            largest = max(largest, _compare_pair(exact, promise, *pair))
-    return largest
+        x = torch.rand(8, *shape, generator=generator, dtype=torch.float64)
+    x = x.detach().to(exact.device, torch.float64)
+    promises = _promises(model, exact)
+    if readout is not None and constant is not None:
+        promises.append(exact.promise("the given read-out", readout, constant))
+    elif readout is not None or constant is not None:
+        raise InvalidArgument("`readout` and `constant` belong together: give both or neither")
+    step = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(exact.device)
+    distance = torch.logspace(-3, 1, len(x), dtype=torch.float64, device=exact.device)
+    pair = x, x + _columns(distance / _lengths(step), x) * step
+    # One search for all promises that are ascended one by one, and one in which every pair follows another gap.
+    objectives: list[Callable[[Tensor], Tensor]] = [p.output for p in promises if p.rows is None or len(p.rows) > 1]
+    single = [p.rows / p.constant for p in promises if p.rows is not None and len(p.rows) == 1 and p.constant > 0]
+    if single:
+        order = torch.randperm(len(single), generator=generator)[torch.arange(len(x)) % len(single)]
+        chosen = torch.cat(single)[order]
+        objectives.append(lambda z: (z.flatten(1) * chosen).sum(1, keepdim=True))
+    pairs = [pair, *(_ascend_pair(exact, objective, *pair, ascent) for objective in objectives)]
+    return max(share for a, b in pairs for share in _compare_pair(exact, promises, a, b))
 
 
 def check_certificate(
@@ -117,41 +129,54 @@ def check_certificate(
     ascent: int = 20,
     seed: int = 0,
 ) -> int:
-    """No perturbation inside a certified ball changes the prediction, and the report's columns are consistent.
+    """No perturbation inside a certified ball changes the prediction, and the columns of the report fit each other.
 
     report: what `mondeq.certify(model, images, labels)` returned. Every image with a positive radius r is moved by
-    `samples` random vectors of norm r, and by `ascent` steps of projected gradient ascent on every gap y_j − y_i
+    `samples` random vectors of norm r, and by `ascent` steps of projected gradient ascent on every y_j − y_prediction
     within the ball; pixels may leave [0, 1], as certificates allow. A prediction counts as changed where some
-    y_j − y_i is proved positive for the exact network. An infinite radius is attacked at norm 10³.
+    y_j − y_prediction is proved positive for the exact network. An infinite radius is attacked at norm 10³.
 
     Returns the number of images attacked. Raises AssertionError for a certified image with a changed prediction.
     """
-    if not len(report.radius) == len(report.prediction) == len(report.correct) == len(images) == len(labels):
-        raise AssertionError(
-            f"the report has {len(report.radius)} radii, {len(report.prediction)} predictions and "
-            f"{len(report.correct)} marks for {len(images)} images and {len(labels)} labels"
-        )
-    _require(report.correct.cpu() == (report.prediction == labels.to(report.prediction.device)).cpu(), "`correct` is wrong")
-    _require(report.radius.cpu() >= 0, "a radius is negative or NaN")
-    certified = (report.radius > 0).to(images.device)
+    if not isinstance(model, Classifier):
+        raise InvalidType(f"`model` must be a Classifier, got {type(model).__name__}: certificates are of predictions")
+    sizes = {len(column) for column in (report.radius, report.correct, report.prediction, images, labels)}
+    if len(sizes) > 1:
+        raise AssertionError(f"a report on {len(report.radius)} images for {len(images)} images, {len(labels)} labels")
+    radius, prediction, correct = report.radius.cpu(), report.prediction.cpu(), report.correct.cpu()
+    _require(radius >= 0, "a radius is negative or NaN")
+    _require(correct == (prediction == labels.cpu()), "`correct` is not `prediction == label`")
+    chosen = radius > 0
+    if not bool(chosen.any()):
+        return 0
     exact = _Exact.of(model, None)
-    x = images.detach().double()[certified].to(exact.device)
-    prediction = report.prediction.to(exact.device)[certified.to(exact.device)]
-    radius = report.radius.to(exact.device)[certified.to(exact.device)].clamp_max(1e3)
-    attack = _Attack(exact, x, prediction, radius)
-    attack.check(x, "the image itself")
+    x = images.detach().cpu()[chosen].to(exact.device, torch.float64)
+    attack = _Attack(exact, x, prediction[chosen].to(exact.device), radius[chosen].clamp_max(1e3).to(exact.device))
+    attack.check(x, "nothing at all")
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(samples if len(x) else 0):
+    for _ in range(samples):
         step = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(exact.device)
-        attack.check(attack.project(x + step * 1e6), "a random perturbation")
-    for rival in range(model.config.classes if len(x) else 0):
+        attack.check(attack.project(x + _columns(attack.radius * 2 / _lengths(step), x) * step), "a random vector")
+    for rival in range(model.config.classes):
         attack.check(attack.ascend(rival, ascent), f"gradient ascent towards class {rival}")
     return len(x)
 
 
 @dataclass(frozen=True, eq=False)
+class _Promise:
+    """‖output(z₁) − output(z₂)‖ ≤ constant · ‖x₁ − x₂‖. output is linear, ‖output(e)‖ ≤ gain · ‖e‖_Λ; rows: as a matrix
+    (outputs, n), None for Λ^½."""
+
+    name: str
+    output: Callable[[Tensor], Tensor]
+    gain: float
+    constant: float
+    rows: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
 class _Exact:
-    """x ↦ z* of the exact network in float64, with a proved error bound, and the same differentiable but unproved."""
+    """x ↦ z* of the exact network in float64: with a proved error bound, or differentiable and unproved."""
 
     linear: Parameterization
     operator: splitting.Operator
@@ -160,20 +185,22 @@ class _Exact:
 
     @staticmethod
     def of(model: Classifier | Parameterization, activation: splitting.Activation | None) -> _Exact:
+        if not isinstance(model, (Classifier, Parameterization)):
+            raise InvalidType(f"`model` must be a Classifier or a Parameterization, got {type(model).__name__}")
         classifier = exact_copy(model) if isinstance(model, Classifier) else None
         linear = copy.deepcopy(model).double().requires_grad_(False) if classifier is None else classifier.linear
-        if not isinstance(linear, Parameterization):
-            raise TypeError(f"`model` must be a Classifier or a Parameterization, got {type(model).__name__}")
         if activation is None:
             activation = splitting.ReLU() if classifier is None else classifier.layer.activation
-        operator = linear.operator()
-        m = operator.strong_monotonicity
-        if not m > 0:
-            raise AssertionError(f"no unique equilibrium is proved: strong monotonicity is only known to be ≥ {m:.3g}")
-        solver = splitting.Anderson(splitting.PeacemanRachford())
         activation = activation.rebind(*(t.double() for t in activation.tensors))
-        layer = EquilibriumLayer(linear, activation, solver, tol=1e-10, max_steps=1000, on_failure="return").eval()
-        return _Exact(linear, operator, layer, classifier)
+        solver = splitting.Anderson(splitting.PeacemanRachford())
+        layer = EquilibriumLayer(linear, activation, solver, on_failure="return").eval()
+        operator = layer.linear.operator()
+        if not operator.strong_monotonicity > 0:
+            raise AssertionError(
+                f"no unique equilibrium is proved: strong monotonicity is only known to be ≥ "
+                f"{operator.strong_monotonicity:.3g}"
+            )
+        return _Exact(layer.linear, operator, layer, classifier)
 
     @property
     def device(self) -> torch.device:
@@ -183,7 +210,7 @@ class _Exact:
         return x if self.classifier is None else self.classifier.prepare(x)
 
     def problem(self, x: Tensor) -> splitting.Inclusion:
-        source = self.linear.source(self.prepare(x.detach().double()))
+        source = self.linear.source(self.prepare(x.detach().to(self.device, torch.float64)))
         return splitting.Inclusion(self.operator, source, self.layer.activation)
 
     def state(self, x: Tensor) -> Tensor:
@@ -191,8 +218,8 @@ class _Exact:
         return self.layer(self.prepare(x))
 
     def solve(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """z and a proved bound on ‖z − z*(x)‖_Λ per sample, rounding of the source included."""
-        solution = self.layer.solve(self.prepare(x))
+        """z and a proved bound on ‖z − z*(x)‖_Λ per sample, the rounding of the source included."""
+        solution = self.layer.solve(self.prepare(x), tol=_TOL, max_steps=_MAX_STEPS)
         size = x.abs()
         if self.classifier is not None:
             normalise = self.classifier.normalise
@@ -200,157 +227,141 @@ class _Exact:
         rounding = self.linear.source_rounding(size.flatten(1)) / self.operator.strong_monotonicity
         return solution.value, solution.error_bound + rounding
 
-    def gain(self, C: Tensor) -> float:
-        """‖C Λ^-½‖_F: what an error of the state in the Λ-norm can make of C z."""
+    def promise(self, name: str, C: Tensor, constant: float) -> _Promise:
+        C = C.detach().to(self.device, torch.float64)
+        gain = float(self.gains(C).square().sum().sqrt()) * (1 + _ROUNDING)
+        return _Promise(name, lambda z: z.flatten(1) @ C.mT, gain, constant, C)
+
+    def gains(self, C: Tensor) -> Tensor:
+        """‖c Λ^-½‖ of every row c of C: what an error of 1 of the state in the Λ-norm can make of c z."""
         root = self.operator.root_metric
-        return float((C if root is None else C / root.flatten()).norm()) * (1 + _ROUNDING)
+        return verified.vector_norm(C if root is None else C / root.flatten()) * (1 + _ROUNDING)
 
 
-@dataclass(frozen=True, eq=False)
-class _Promise:
-    """‖output(z₁) − output(z₂)‖ ≤ constant · ‖x₁ − x₂‖, and ‖output(e)‖ ≤ gain · ‖e‖_Λ; output is linear in z."""
-
-    name: str
-    output: Callable[[Tensor], Tensor]
-    gain: float
-    constant: float
-
-
-def _promises(
-    model: Classifier | Parameterization, exact: _Exact, readout: Tensor | None, constant: float | None
-) -> list[_Promise]:
-    if (readout is None) != (constant is None):
-        raise ValueError("`readout` and `constant` belong together: give both or neither")
-
-    def linear(name: str, C: Tensor, bound: float) -> _Promise:
-        C = C.detach().to(exact.device, torch.float64)
-        return _Promise(name, lambda z: z.flatten(1) @ C.mT, exact.gain(C), bound)
-
-    given = [] if readout is None or constant is None else [linear("the given read-out", readout, constant)]
-    if isinstance(model, Classifier):
-        bounds = lipschitz_bounds(model)
+def _promises(model: Classifier | Parameterization, exact: _Exact) -> list[_Promise]:
+    """What mondeq itself certifies of `model`."""
+    if exact.classifier is not None:
+        bounds = lipschitz_bounds(exact.classifier)
         smallest = min(b.value for b in bounds.values() if b.kind == "certified")
-        head, pairs = exact_copy(model).head_weight, best_pairs(bounds)
-        gaps = [
-            linear(f"the gap of logits {i} and {j}", (head[i] - head[j])[None], float(pairs[i, j]))
-            for i, j in combinations(range(len(head)), 2)
+        head, pairs = exact.classifier.head_weight, best_pairs(bounds)
+        gaps = combinations(range(len(head)), 2)
+        return [
+            exact.promise("the vector of logits", head, smallest),
+            *(exact.promise(f"logit {i} − logit {j}", (head[i] - head[j])[None], float(pairs[i, j])) for i, j in gaps),
         ]
-        return [linear("all logits", head, smallest), *gaps, *given]
     root = exact.operator.root_metric
-    ones = torch.ones(model.in_features, dtype=torch.float64, device=exact.device)
-    product = exact.linear.input_norm(ones) / exact.operator.strong_monotonicity
-    promises = [_Promise("the state", lambda z: (z if root is None else z * root).flatten(1), 1.0, product), *given]
-    if isinstance(model, LipschitzDense):
-        promises.append(linear("W_o z", model.W_o, model.gamma))
-    return promises
+    everything = torch.ones(exact.linear.in_features, dtype=torch.float64, device=exact.device)
+    product = exact.linear.input_norm(everything) / exact.operator.strong_monotonicity
+    state = _Promise("Λ^½ z", lambda z: (z if root is None else z * root).flatten(1), 1.0, product, None)
+    if isinstance(exact.linear, LipschitzDense):
+        return [state, exact.promise("W_o z", exact.linear.W_o, exact.linear.gamma)]
+    return [state]
 
 
 def _ascend_pair(
-    exact: _Exact, promise: _Promise, first: Tensor, second: Tensor, steps: int
+    exact: _Exact, output: Callable[[Tensor], Tensor], first: Tensor, second: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Both ends moved by normalised gradient ascent on log(‖output(z₁) − output(z₂)‖/‖x₁ − x₂‖)."""
-    shape = (-1, *[1] * (first.ndim - 1))
+    """Both ends moved by normalised gradient ascent on ‖output(z₁) − output(z₂)‖/‖x₁ − x₂‖."""
     for step in range(steps):
         with torch.enable_grad():
             a, b = first.clone().requires_grad_(), second.clone().requires_grad_()
-            moved = promise.output(exact.state(a) - exact.state(b)).norm(dim=1)
-            distance = (a - b).flatten(1).norm(dim=1)
-            gradients = torch.autograd.grad((moved.clamp_min(1e-300).log() - distance.log()).sum(), (a, b))
-        gradients = tuple(g.nan_to_num(0.0, 0.0, 0.0) for g in gradients)
-        length = torch.cat([g.flatten(1) for g in gradients], dim=1).norm(dim=1).clamp_min(1e-300)
-        stride = (0.5 * 0.9**step * distance.detach() / length).reshape(shape)
-        first, second = first + stride * gradients[0], second + stride * gradients[1]
+            moved, distance = output(exact.state(a) - exact.state(b)).norm(dim=1), _lengths(a - b)
+            ratio = moved.clamp_min(_TINY).log() - distance.log()
+            up, down = (g.nan_to_num(0.0, 0.0, 0.0) for g in torch.autograd.grad(ratio.sum(), (a, b)))
+        length = _lengths(torch.stack([up, down], dim=1))
+        stride = _columns(0.5 * 0.9**step * distance.detach() / length, first)
+        first, second = first + stride * up, second + stride * down
     return first, second
 
 
-def _compare_pair(exact: _Exact, promise: _Promise, first: Tensor, second: Tensor) -> float:
-    """The largest share of the constant that is seen; raises where it is more than all of it."""
+def _compare_pair(exact: _Exact, promises: Sequence[_Promise], first: Tensor, second: Tensor) -> list[float]:
+    """The largest share of each constant that is seen; raises where it is more than all of it."""
     (z, error), (other, other_error) = exact.solve(first), exact.solve(second)
-    moved = promise.output(z - other).norm(dim=1)
-    distance = (first - second).flatten(1).norm(dim=1)
-    allowed = promise.constant * distance + promise.gain * (error + other_error)
-    _require_at_most(
-        moved, allowed, f"{promise.name} moves further than the Lipschitz constant {promise.constant:.6g} allows"
-    )
-    share = moved / (promise.constant * distance)
-    return float(share[torch.isfinite(share)].max(initial=0.0)) if False else _largest(share)
-
-
-def _largest(values: Tensor) -> float:
-    finite = values[torch.isfinite(values)]
-    return float(finite.max()) if len(finite) else 0.0
+    distance = _lengths(first - second)
+    shares = [0.0]
+    for promise in promises:
+        moved, bound = promise.output(z - other).norm(dim=1), promise.constant * distance
+        excess = f"{promise.name} moves by more than {promise.constant:.9g} times the distance of the inputs"
+        _require_at_most(moved - promise.gain * (error + other_error), bound, excess)
+        share = moved / bound
+        shares += share[torch.isfinite(share)].tolist()
+    return shares
 
 
 @dataclass(frozen=True, eq=False)
 class _Attack:
-    """Images x (N, …) with predictions and radii, and the search for a point within the radius predicted otherwise."""
+    """Images x (N, …) with predictions and radii, and the search for points within the radius predicted otherwise."""
 
     exact: _Exact
     x: Tensor
     prediction: Tensor
     radius: Tensor
 
-    def project(self, points: Tensor) -> Tensor:
-        """The nearest points of the closed balls, a hair inside them."""
-        step = points - self.x
-        length = step.flatten(1).norm(dim=1)
-        scale = (self.radius * (1 - _ROUNDING) / length.clamp_min(1e-300)).clamp_max(1)
-        return self.x + step * scale.reshape(-1, *[1] * (self.x.ndim - 1))
+    @cached_property
+    def differences(self) -> tuple[Tensor, Tensor, Tensor]:
+        """w_i − w_j, b_i − b_j and the gains of the former, i the prediction: (N, classes, n), then (N, classes)."""
+        classifier = self.exact.classifier
+        if classifier is None:
+            raise InvalidType("only a Classifier has predictions")
+        head, bias = classifier.head_weight, classifier.head_bias
+        rows = head[self.prediction][:, None] - head
+        gains = self.exact.gains(rows.flatten(0, 1)).reshape(rows.shape[:2])
+        return rows, bias[self.prediction][:, None] - bias, gains
 
     def gaps(self, z: Tensor) -> Tensor:
         """y_prediction − y_j for all j, (N, classes)."""
-        head, bias = self._head
-        logits = z.flatten(1) @ head.mT + bias
-        return logits.gather(1, self.prediction[:, None]) - logits
+        rows, offsets, _ = self.differences
+        return torch.einsum("ijk,ik->ij", rows, z.flatten(1)) + offsets
+
+    def project(self, points: Tensor) -> Tensor:
+        """The nearest points of the balls, a hair inside them."""
+        step = points - self.x
+        scale = (self.radius * (1 - _ROUNDING) / _lengths(step)).clamp_max(1)
+        return self.x + _columns(scale, step) * step
 
     def ascend(self, rival: int, steps: int) -> Tensor:
         """Projected gradient ascent on y_rival − y_prediction."""
-        points, shape = self.x, (-1, *[1] * (self.x.ndim - 1))
+        points = self.x
         for step in range(steps):
             with torch.enable_grad():
                 moving = points.clone().requires_grad_()
-                gap = self.gaps(self.exact.state(moving))[:, rival]
-                (gradient,) = torch.autograd.grad(gap.sum(), moving)
-            length = gradient.flatten(1).norm(dim=1).clamp_min(1e-300)
-            points = self.project(points - (self.radius * 2 * 0.9**step / length).reshape(shape) * gradient)
+                (gradient,) = torch.autograd.grad(self.gaps(self.exact.state(moving))[:, rival].sum(), moving)
+            stride = _columns(self.radius * 2 * 0.8**step / _lengths(gradient), gradient)
+            points = self.project(points - stride * gradient)
         return points
 
-    def check(self, points: Tensor, how: str) -> None:
+    def check(self, points: Tensor, what: str) -> None:
         """Raise AssertionError if a prediction at `points` is proved to differ."""
         z, error = self.exact.solve(points)
-        head, bias = self._head
-        gain = torch.stack([self._gains(head, int(i)) for i in self.prediction]) if len(points) else head[:0, 0]
-        size = (z.flatten(1).abs() @ head.abs().mT + bias.abs()).amax(1, keepdim=True)
-        slack = gain * error[:, None] + 2 * verified.gamma(head.shape[1] + 4) * size if len(points) else gain
+        rows, offsets, gains = self.differences
+        size = torch.einsum("ijk,ik->ij", rows.abs(), z.flatten(1).abs()) + offsets.abs()
+        slack = gains * error[:, None] + verified.gamma(rows.shape[2] + 8) * size
         gaps = self.gaps(z)
-        for sample, rival in (gaps < -slack).nonzero().tolist():
-            distance = float((points[sample] - self.x[sample]).norm())
+        for sample, rival in (gaps < -slack).nonzero()[:1].tolist():
             raise AssertionError(
-                f"{how} changes the prediction of certified image {sample} from {int(self.prediction[sample])} to "
-                f"{rival} at distance {distance:.6g}, certified radius {float(self.radius[sample]):.6g}, "
-                f"gap {float(gaps[sample, rival]):.3g}"
+                f"{what} turns certified image {sample} of class {int(self.prediction[sample])} into class {rival}: "
+                f"distance {float(_lengths(points - self.x)[sample]):.9g}, certified radius "
+                f"{float(self.radius[sample]):.9g}, gap {float(gaps[sample, rival]):.3g}"
             )
 
-    @property
-    def _head(self) -> tuple[Tensor, Tensor]:
-        classifier = self.exact.classifier
-        if classifier is None:
-            raise TypeError("certificates are for classifiers")
-        return classifier.head_weight, classifier.head_bias
 
-    def _gains(self, head: Tensor, i: int) -> Tensor:
-        """‖(w_i − w_j)Λ^-½‖ for all j."""
-        return torch.stack([head.new_tensor(self.exact.gain(head[i] - w)) for w in head])
+def _lengths(x: Tensor) -> Tensor:
+    """‖x‖₂ of every sample, never 0."""
+    return x.flatten(1).norm(dim=1).clamp_min(_TINY)
 
 
-def _require(holds: Tensor, failure: str, *details: object) -> None:
+def _columns(values: Tensor, like: Tensor) -> Tensor:
+    """`values` (N,) shaped to multiply `like` (N, …)."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _require(holds: Tensor, failure: str) -> None:
     if not bool(holds.all()):
-        sample = int((~holds).nonzero()[0, 0])
-        raise AssertionError(", ".join([f"{failure} (sample {sample})", *map(str, details)]))
+        raise AssertionError(f"{failure}; first at sample {int((~holds).nonzero()[0, 0])}")
 
 
 def _require_at_most(value: Tensor, allowed: Tensor, failure: str) -> None:
     wrong = ~(value <= allowed * (1 + _ROUNDING))
     if bool(wrong.any()):
         sample = int(wrong.nonzero()[0, 0])
-        raise AssertionError(f"{failure}: {float(value[sample]):.9g} > {float(allowed[sample]):.9g} (sample {sample})")
+        raise AssertionError(f"{failure}: {float(value[sample]):.9g} > {float(allowed[sample]):.9g} at sample {sample}")
