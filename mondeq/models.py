@@ -42,8 +42,8 @@ class ModelConfig:
     """Everything that decides a classifier's architecture; with the weights it is the whole model.
 
     kind: one of KINDS. image_shape: (channels, height, width). classes: number of logits. features: n. m, learn_m: of
-    Dense. gamma: of LipschitzDense, in logits per pixel unit (the normalisation is accounted for). mean, std: per
-    channel, of pixels in [0, 1]. activation, solver: names of ACTIVATIONS and SOLVERS. Raises ConfigError.
+    Dense. gamma, epsilon: of LipschitzDense, γ in logits per pixel unit (the normalisation is accounted for). mean,
+    std: per channel, of pixels in [0, 1]. activation, solver: names of ACTIVATIONS and SOLVERS. Raises ConfigError.
     """
 
     kind: str
@@ -55,6 +55,7 @@ class ModelConfig:
     m: float = 1.0
     learn_m: bool = False
     gamma: float = 1.0
+    epsilon: float = 0.01
     activation: str = "relu"
     solver: str = "peaceman-rachford"
     tol: float = 1e-4
@@ -174,7 +175,8 @@ def _parameterization(config: ModelConfig) -> Parameterization:
         if config.kind == "dense":
             return Dense(in_features, config.features, config.m, learn_m=config.learn_m)
         # γ is promised per unit of pixel, and a normalised pixel is 1/std of one.
-        return LipschitzDense(in_features, config.features, config.classes, config.gamma * min(config.std))
+        gamma = config.gamma * min(config.std)
+        return LipschitzDense(in_features, config.features, config.classes, gamma, epsilon=config.epsilon)
     except SplittingError as error:
         raise ConfigError(str(error)) from None
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from mondeq import distributed
-from mondeq.cli.evaluation import add_data_dir, add_device, bounds_table, run_data
+from mondeq.cli.evaluation import add_data_dir, add_device, bounds_table, count, run_data
 from mondeq.cli.output import add_json, save_json, show
 from mondeq.lipschitz import lipschitz_bounds
 from mondeq.runs import load
@@ -23,7 +23,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder of `mondeq train`")
     parser.add_argument(
-        "--images", type=int, default=500, metavar="N", help="test images for the lower estimate (0: none)"
+        "--images", type=count(0), default=500, metavar="N", help="test images for the lower estimate (0: none)"
     )
     add_data_dir(parser)
     add_device(parser)

@@ -13,6 +13,7 @@ from mondeq.cli.evaluation import (
     add_device,
     bounds_table,
     certify_split,
+    count,
     report_json,
     report_table,
     run_data,
@@ -37,8 +38,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--attack", action="store_true", help="also measure accuracy under an ℓ2 PGD attack (needs foolbox)"
     )
-    parser.add_argument("--attack-samples", type=_count, default=500, metavar="N", help="images attacked (default 500)")
-    parser.add_argument("--limit", type=_count, metavar="N", help="use only the first N test images")
+    parser.add_argument("--attack-samples", type=count(1), default=500, metavar="N", help="images to attack (500)")
+    parser.add_argument("--limit", type=count(1), metavar="N", help="use only the first N test images")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the certified-accuracy curve")
     add_data_dir(parser)
     add_device(parser)
@@ -54,11 +55,11 @@ def run(options: argparse.Namespace) -> int:
         figures = report_json(report, options.radii)
         attacked = None
         if options.attack and distributed.is_main():
-            count = min(options.attack_samples, len(report.radius))
-            images, labels = split.images[:count].to(device).float() / 255, split.labels[:count].to(device)
+            taken = min(options.attack_samples, len(report.radius))
+            images, labels = split.images[:taken].to(device).float() / 255, split.labels[:taken].to(device)
             attacked = accuracy_under_attack(model, images, labels, options.radii)
             figures["accuracy_under_attack"] = {f"{r:g}": share for r, share in attacked.items()}
-            figures["attacked_samples"] = count
+            figures["attacked_samples"] = taken
         if options.plot and distributed.is_main():
             plots.certified_accuracy(report, str(options.folder), options.plot)
         save_json(options.json, figures)
@@ -76,9 +77,3 @@ def _radius(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a radius; give numbers ≥ 0 such as 0.5 or 36/255")
     return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number ≥ 1")
-    return int(text)

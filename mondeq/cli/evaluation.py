@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,17 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="where data files are or go (default: $MONDEQ_DATA, else a cache)"
     )
+
+
+def count(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number ≥ `least`."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number ≥ {least}")
+        return int(text)
+
+    return parse
 
 
 def load_data(name: str, data_dir: Path | None) -> data.Dataset:

@@ -187,10 +187,15 @@ class _Exact:
     def of(model: Classifier | Parameterization, activation: splitting.Activation | None) -> _Exact:
         if not isinstance(model, (Classifier, Parameterization)):
             raise InvalidType(f"`model` must be a Classifier or a Parameterization, got {type(model).__name__}")
-        classifier = exact_copy(model) if isinstance(model, Classifier) else None
-        linear = copy.deepcopy(model).double().requires_grad_(False) if classifier is None else classifier.linear
-        if activation is None:
-            activation = splitting.ReLU() if classifier is None else classifier.layer.activation
+        classifier: Classifier | None = None
+        linear: Parameterization
+        own: splitting.Activation = splitting.ReLU()
+        if isinstance(model, Classifier):
+            classifier = exact_copy(model)
+            linear, own = classifier.linear, classifier.layer.activation
+        else:
+            linear = copy.deepcopy(model).double().requires_grad_(False)
+        activation = own if activation is None else activation
         activation = activation.rebind(*(t.double() for t in activation.tensors))
         solver = splitting.Anderson(splitting.PeacemanRachford())
         layer = EquilibriumLayer(linear, activation, solver, on_failure="return").eval()

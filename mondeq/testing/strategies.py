@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import splitting
 from mondeq.parameterizations import Dense, LipschitzDense, Parameterization
+from splitting.solvers.base import SteppedSolver
 
 
 def parameterizations(
@@ -88,8 +89,8 @@ def solvers(parameterization: Parameterization | None = None) -> st.SearchStrate
     Peaceman–Rachford and Douglas–Rachford (drawn from 0.1/L … 10/L), α < 2m/L² for forward–backward, α < 1/L for
     forward–backward–forward. The two forward methods are left out where m > 0 is not provable.
     """
-    kinds = [splitting.PeacemanRachford, splitting.DouglasRachford]
-    forward = [splitting.ForwardBackward, splitting.ForwardBackwardForward]
+    kinds: list[type[SteppedSolver]] = [splitting.PeacemanRachford, splitting.DouglasRachford]
+    forward: list[type[SteppedSolver]] = [splitting.ForwardBackward, splitting.ForwardBackwardForward]
     if parameterization is None:
         methods = st.sampled_from([kind() for kind in kinds + forward])
     else:
