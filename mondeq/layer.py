@@ -12,6 +12,7 @@ import splitting
 from mondeq.parameterizations import Parameterization
 from splitting.errors import InvalidType
 from splitting.implicit import Monitor
+from splitting.operators import is_transformed
 from splitting.solve import OnFailure, check_options
 
 
@@ -48,8 +49,7 @@ class EquilibriumLayer(nn.Module):
         self.tol, self.max_steps = tol, max_steps
         self.backward_tol = tol if backward_tol is None else backward_tol
         self.on_failure, self.monitor = on_failure, monitor
-        check_options(self.solver, tol, max_steps, on_failure)
-        check_options(self.solver, self.backward_tol, max_steps, on_failure)
+        check_options(self.solver, max_steps, on_failure, tol=tol, backward_tol=self.backward_tol)
         self._kept: _Kept | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,8 +86,7 @@ class EquilibriumLayer(nn.Module):
 
     def _operator(self) -> tuple[splitting.Operator, splitting.Solver]:
         weights = [*self.linear.parameters(), *self.linear.buffers()]
-        # Under a functorch transform weights have no values to compare (and nothing may be kept of them).
-        if self.training or any(torch._C._functorch.is_functorch_wrapped_tensor(w) for w in weights):
+        if self.training or any(map(is_transformed, weights)):
             return self.linear.operator(), self.solver
         if self._kept is None or not self._kept.matches(weights, self.solver):
             with torch.no_grad():

@@ -45,6 +45,7 @@ def error_bound(problem: Inclusion, z: Tensor) -> Tensor:
     return torch.nan_to_num(bound * (1 + 1e-12), nan=torch.inf)
 
 
+@torch.no_grad()
 def check_adjoint(operator: Operator, *, batch: int = 4, seed: int = 0) -> float:
     """Relative defect of ⟨x, A y⟩ = ⟨Aᵀx, y⟩ on random states: a few roundings for a right adjoint."""
     x, y = _random(operator, batch, seed), _random(operator, batch, seed + 1)
@@ -53,6 +54,7 @@ def check_adjoint(operator: Operator, *, batch: int = 4, seed: int = 0) -> float
     return float((((x * image).flatten(1).sum(1) - (back * y).flatten(1).sum(1)).abs() / scale).max())
 
 
+@torch.no_grad()
 def check_resolvent(operator: Operator, alpha: float, *, batch: int = 4, seed: int = 0) -> float:
     """Relative defect of (I + αA) V v = v and of its adjoint on random states: roundings times the condition."""
     v = _random(operator, batch, seed)
@@ -63,6 +65,7 @@ def check_resolvent(operator: Operator, alpha: float, *, batch: int = 4, seed: i
     return defect
 
 
+@torch.no_grad()
 def check_monotone(operator: Operator, *, batch: int = 64, seed: int = 0) -> float:
     """Smallest ⟨z, A z⟩_Λ/‖z‖²_Λ over random states: must not be below `operator.strong_monotonicity`."""
     z = _random(operator, batch, seed)
@@ -70,6 +73,7 @@ def check_monotone(operator: Operator, *, batch: int = 64, seed: int = 0) -> flo
     return float(((weighted * operator.apply(z)).flatten(1).sum(1) / operator.norm(z).square()).min())
 
 
+@torch.no_grad()
 def check_activation(activation: Activation, *, low: float = -20.0, high: float = 20.0, points: int = 4001) -> None:
     """Verify σ on a grid: nondecreasing, 1-Lipschitz, σ′ ∈ [0, 1] between the slopes beside it, prox equation solved.
 

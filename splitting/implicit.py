@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from splitting.errors import InvalidType
 from splitting.inclusion import Inclusion
 from splitting.operators import Operator
 from splitting.prox import Activation, Scale
-from splitting.solve import OnFailure, Solution, check_options, solve
+from splitting.solve import OnFailure, Solution, announce, check_options, solve
 from splitting.solvers import PeacemanRachford, Solver
 
 Monitor = Callable[[str, Solution], None]
@@ -42,10 +44,11 @@ def equilibrium(
     source (one batched solve) or over operator tensors (one solve per slice). Memory does not grow with the number
     of steps.
     """
+    if not isinstance(problem, Inclusion):
+        raise InvalidType(f"`problem` must be a splitting.Inclusion, got {type(problem).__name__}")
     solver = PeacemanRachford() if solver is None else solver
     options = _Options(solver, tol, max_steps, tol if backward_tol is None else backward_tol, on_failure, monitor)
-    check_options(solver, tol, max_steps, on_failure)
-    check_options(solver, options.backward_tol, max_steps, on_failure)
+    check_options(solver, max_steps, on_failure, tol=tol, backward_tol=options.backward_tol)
     spec = _Spec(problem.operator, problem.prox, options, initial, "forward")
     return _apply(spec, problem.source)
 
@@ -89,6 +92,17 @@ def _call(spec: _Spec, source: Tensor, *tensors: Tensor) -> Tensor:
     return result
 
 
+def _without_autocast(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """`rule(ctx, …)` in the precision of its tensors, whatever surrounds the call."""
+
+    @wraps(rule)
+    def exact(ctx: Any, *arguments: Any) -> Any:
+        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+            return rule(ctx, *arguments)
+
+    return exact
+
+
 class _Equilibrium(torch.autograd.Function):
     @staticmethod
     def forward(spec: _Spec, source: Tensor, *tensors: Tensor) -> Tensor:
@@ -99,8 +113,9 @@ class _Equilibrium(torch.autograd.Function):
             tol=options.tol,
             max_steps=options.max_steps,
             initial=spec.initial,
-            on_failure=options.on_failure,
+            on_failure="return",
         )
+        announce(solution, options.on_failure, f"{spec.role} pass: ")
         if options.monitor is not None:
             options.monitor(spec.role, solution)
         return solution.value
@@ -113,6 +128,7 @@ class _Equilibrium(torch.autograd.Function):
         ctx.save_for_forward(output, source, *tensors)
 
     @staticmethod
+    @_without_autocast
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         z, source, *tensors = ctx.saved_tensors
         problem = ctx.spec.bind(source, tuple(tensors))
@@ -132,6 +148,7 @@ class _Equilibrium(torch.autograd.Function):
         return None, q, *operator_grads, *prox_grads
 
     @staticmethod
+    @_without_autocast
     def jvp(ctx: Any, _: None, source_dot: Tensor | None, *dots: Tensor | None) -> Tensor:
         z, source, *tensors = ctx.saved_tensors
         problem = ctx.spec.bind(source, tuple(tensors))

@@ -119,7 +119,13 @@ class Operator(ABC):
     @property
     def typical_step(self) -> float:
         """√n/‖A‖_F in the metric: the reciprocal of A's root-mean-square singular value, the cheap step choice."""
-        return math.sqrt(max(self.state_shape.numel(), 1)) / max(self.frobenius, torch.finfo(torch.float32).tiny)
+        size = self.frobenius
+        if not math.isfinite(size):
+            raise InvalidArgument(
+                f"`operator` has ‖A‖_F = {size}: A holds NaN or inf or overflows {self.dtype}, or its metric is not "
+                "positive; check the weights, use float64 or rescale"
+            )
+        return math.sqrt(max(self.state_shape.numel(), 1)) / max(size, torch.finfo(torch.float32).tiny)
 
     def _cached(self, key: object, compute: Callable[[], T]) -> T:
         """`compute()`, once per set of values, without a graph."""
@@ -142,8 +148,8 @@ class DenseOperator(Operator):
     def __init__(
         self, matrix: Tensor, *, metric: Tensor | None = None, strong_monotonicity: float | None = None
     ) -> None:
-        if not isinstance(matrix, Tensor) or matrix.dtype not in (torch.float32, torch.float64):
-            raise InvalidType(f"`matrix` must be a float32 or float64 tensor, got {_describe(matrix)}")
+        if not isinstance(matrix, Tensor):
+            raise InvalidType(f"`matrix` must be a tensor, got {type(matrix).__name__}")
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise InvalidArgument(f"`matrix` must be square (n, n), got shape {tuple(matrix.shape)}")
         self._setup((matrix,), matrix.shape[0], metric)
@@ -151,6 +157,11 @@ class DenseOperator(Operator):
             self._cache["strong_monotonicity"] = float(strong_monotonicity)
 
     def _setup(self, tensors: tuple[Tensor, ...], n: int, metric: Tensor | None) -> None:
+        for tensor in tensors:
+            if tensor.dtype not in (torch.float32, torch.float64):
+                raise InvalidType(
+                    f"`matrix`, or what it is made of, must be float32 or float64, got {tensor.dtype}; convert it"
+                )
         self.tensors = tensors
         self.state_shape = torch.Size((n,))
         if metric is not None:
@@ -162,8 +173,9 @@ class DenseOperator(Operator):
 
     @property
     def matrix(self) -> Tensor:
-        """A as an (n, n) tensor, differentiable in `tensors` where gradients are being recorded."""
-        if torch.is_grad_enabled() and any(t.requires_grad for t in self.tensors):
+        """A as an (n, n) tensor, differentiable in `tensors` where derivatives are being recorded."""
+        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in self.tensors)
+        if recorded or any(map(is_transformed, self.tensors)):
             return self._assemble()
         return self._cached("matrix", self._assemble)
 
@@ -373,12 +385,13 @@ def verify_inverse(forward: Callable[[Tensor], Tensor], inverse: Callable[[Tenso
         )
 
 
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a torch.func transform is at work on `tensor`: then it may have no values, and must not be cached."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def _scale(matrix: Tensor, metric: Tensor | None) -> Tensor:
     if metric is None:
         return matrix
     root = metric.sqrt()
     return root[:, None] * matrix / root
-
-
-def _describe(value: object) -> str:
-    return f"dtype {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

@@ -147,7 +147,8 @@ class Box(Activation):
         return ((y > self.low) & (y < self.high)).to(y.dtype)
 
     def point(self, v: Tensor, alpha: float) -> Tensor:
-        return v + (1 / alpha - 1) * (v - self(v))
+        z = self(v)
+        return z + (v - z) / alpha
 
 
 @dataclass(frozen=True)

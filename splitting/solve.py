@@ -100,11 +100,17 @@ def solve(
     # Autocast would run the iteration in half precision, which no tolerance worth asking for survives.
     with torch.no_grad(), torch.autocast(problem.source.device.type, enabled=False):
         solution = _run(_detached(problem), solver, tol, max_steps, initial)
-    if not solution.status.ok and on_failure == "raise":
-        raise NotConverged(solution.status.text)
-    if not solution.status.ok and on_failure == "warn":
-        warnings.warn(solution.status.text, ConvergenceWarning, stacklevel=2)
+    announce(solution, on_failure)
     return solution
+
+
+def announce(solution: Solution, on_failure: OnFailure, prefix: str = "") -> None:
+    """Raise or warn, as `on_failure` says, if `solution` did not converge; `prefix` tells whose solve it was."""
+    if solution.status.ok or on_failure == "return":
+        return
+    if on_failure == "raise":
+        raise NotConverged(prefix + solution.status.text)
+    warnings.warn(prefix + solution.status.text, ConvergenceWarning, stacklevel=3)
 
 
 def _run(problem: Inclusion, solver: Solver, tol: float, max_steps: int, initial: Tensor | None) -> Solution:
@@ -119,7 +125,9 @@ def _run(problem: Inclusion, solver: Solver, tol: float, max_steps: int, initial
         state = iteration.step(carry)
         carry = state.carry
         scale = torch.add(offset, operator.norm(state.value), alpha=weight)
-        record.note(step, state.value, state.gap / scale.clamp_min_(tiny), tol)
+        # Dividing by a scale that overflowed would look like convergence.
+        scale = scale.masked_fill_(scale == math.inf, math.nan).clamp_min_(tiny)
+        record.note(step, state.value, state.gap / scale, tol)
         if (step % every == 0 or step == max_steps) and record.finished():
             break
     return record.solution(problem, tol, solver)
@@ -178,7 +186,9 @@ def _status(converged: Tensor, residual: Tensor, problem: Inclusion, tol: float,
     if bad:
         finite_input = bool(torch.isfinite(problem.source).all())
         cause = (
-            "A overflows this dtype; use float64" if finite_input else "the source c holds NaN or inf; check the input"
+            "A, c or z overflows this dtype; use float64 or rescale"
+            if finite_input
+            else "the source c holds NaN or inf; check the input"
         )
         return Status(
             Outcome.NON_FINITE, f"{name}: {bad} of {total} samples became NaN or inf within {steps} steps: {cause}"
@@ -207,19 +217,20 @@ def _check_arguments(
 ) -> None:
     if not isinstance(problem, Inclusion):
         raise InvalidType(f"`problem` must be a splitting.Inclusion, got {type(problem).__name__}")
-    check_options(solver, tol, max_steps, on_failure)
+    check_options(solver, max_steps, on_failure, tol=tol)
     if initial is not None:
         check_state("initial", initial, problem.operator)
         if len(initial) != len(problem.source):
             raise InvalidArgument(f"`initial` has {len(initial)} samples but the source has {len(problem.source)}")
 
 
-def check_options(solver: Solver, tol: float, max_steps: int, on_failure: str) -> None:
-    """Raise unless these are options that `solve` can run with."""
+def check_options(solver: Solver, max_steps: int, on_failure: str, **tolerances: float) -> None:
+    """Raise unless these are options that `solve` can run with; `tolerances` by the name of their argument."""
     if not isinstance(solver, Solver):
         raise InvalidType(f"`solver` must be a splitting solver such as PeacemanRachford(), got {solver!r}")
-    if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 < tol < math.inf:
-        raise InvalidArgument(f"`tol` must be a finite number > 0, got {tol!r}")
+    for name, value in tolerances.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise InvalidArgument(f"`{name}` must be a finite number > 0, got {value!r}")
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise InvalidArgument(f"`max_steps` must be an integer ≥ 1, got {max_steps!r}")
     if on_failure not in ("raise", "warn", "return"):

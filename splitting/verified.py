@@ -14,6 +14,9 @@ from torch import Tensor
 # Significand bits that a float32 matrix product keeps at torch's three precision settings.
 _FLOAT32_PRODUCT_ROUNDOFF = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}
 
+# The spacing of subnormal float64 numbers.
+_SMALLEST = 2.0**-1074
+
 
 def unit_roundoff(dtype: torch.dtype) -> float:
     """Unit roundoff u of `dtype`; for float32 that of the matrix products torch is currently allowed to use."""
@@ -87,7 +90,14 @@ def spectral_norm(matrix: Tensor, *, perturbation: float = 0.0) -> float:
 def vector_norm(x: Tensor) -> Tensor:
     """Upper bound on the 2-norm of each row of x (batch, …), one float64 per row."""
     flat = x.detach().to(torch.float64).flatten(1)
-    return torch.linalg.vector_norm(flat, dim=1) * (1 + 2 * gamma(flat.shape[1] + 2))
+    if flat.shape[1] == 0:
+        return flat.new_zeros(len(flat))
+    # Dividing by the largest entry keeps squares from underflowing or overflowing.
+    largest = flat.abs().amax(1)
+    scale = torch.where((largest > 0) & torch.isfinite(largest), largest, 1.0)
+    norm = torch.linalg.vector_norm(flat / scale[:, None], dim=1) * scale
+    # Subnormal products are off by absolute amounts.
+    return norm * (1 + 2 * gamma(flat.shape[1] + 4)) + 4 * flat.shape[1] * _SMALLEST
 
 
 def round_up(value: float) -> float:

@@ -64,6 +64,10 @@ class Timings:
     def milliseconds(self, name: str) -> Quartiles:
         return Quartiles.of([1e3 * seconds for seconds in self.rounds[name]])
 
+    def fastest(self, name: str) -> float:
+        """Seconds of the fastest round: the least disturbed one."""
+        return min(self.rounds[name])
+
     def ratio(self, slow: str, fast: str) -> Quartiles:
         """Time of `slow` over time of `fast`, taken round by round: what else the machine does cancels largely."""
         return Quartiles.of([s / f for s, f in zip(self.rounds[slow], self.rounds[fast], strict=True)])
@@ -102,8 +106,8 @@ def _mean_seconds(task: Callable[[], object], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def report(seed: int) -> dict[str, Any]:
-    """The head of every report: machine, date, seed."""
+def heading(seed: int) -> dict[str, Any]:
+    """How every report begins: machine, date, seed."""
     return {"machine": machine(), "date": datetime.now().astimezone().isoformat(timespec="seconds"), "seed": seed}
 
 

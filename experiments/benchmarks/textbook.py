@@ -1,4 +1,4 @@
-"""The dense equilibrium layer as its paper describes it (Winston & Kolter 2020, arXiv 2006.08591): what we compare with.
+"""The dense equilibrium layer as its paper describes it: Winston & Kolter 2020, arXiv 2006.08591.
 
 z = σ(Wz + Ux + b), W = (1 − m)I − FᵀF + Gᵀ − G, σ = ReLU, by Peaceman–Rachford splitting with α = 1. Nothing is
 shared with `splitting` or `mondeq`, and nothing is made slower than the description needs: plain torch throughout.
@@ -74,7 +74,7 @@ class TextbookLayer(nn.Module):
 
     @torch.no_grad()
     def _implicit(self, g: Tensor, derivative: Tensor, inverse: Tensor) -> Tensor:
-        """g + Wᵀq with q = D(Wᵀq + g), D = σ′: what has to reach z from behind for the weights' gradients to be right."""
+        """g + Wᵀq with q = D(Wᵀq + g), D = σ′: the gradient that z must receive instead of g."""
         excess = (1 - derivative) / derivative  # infinite where the unit is off
         off = derivative == 0
         start = derivative * g

@@ -14,17 +14,14 @@ from mondeq.models import Classifier, exact_copy
 from splitting import verified
 from splitting.errors import InvalidArgument
 
-# Tight enough that the solver's error costs nothing of a radius that matters, loose enough to be reached at once.
-_TOL, _MAX_STEPS = 1e-10, 5000
-
 
 @dataclass(frozen=True, eq=False)
 class Report:
     """What `certify` found, one entry per sample; radii in ℓ2, units of pixels in [0, 1].
 
     radius: no image closer than this has another prediction; 0 where nothing is certified. correct: prediction equals
-    label. prediction: class of the exact network. error_bound: proved bound on the solver's error in the state.
-    bounds: the Lipschitz bounds used.
+    label. prediction: computed class; that of the exact network where radius > 0. error_bound: proved bound on the
+    solver's error in the state. bounds: the Lipschitz bounds used.
     """
 
     radius: Tensor
@@ -71,7 +68,7 @@ class _GapCertifier:
         self.exact = exact
         self.pairs = pairs.to(exact.head_weight.device)
         self.operator = exact.linear.operator()
-        self.tuned = splitting.Anderson(splitting.PeacemanRachford()).tuned(self.operator)
+        self.solver = exact.layer.solver.tuned(self.operator)
         head = exact.head_weight
         differences = (head[:, None] - head[None]).flatten(0, 1)
         if self.operator.root_metric is not None:
@@ -84,7 +81,7 @@ class _GapCertifier:
         exact = self.exact
         x = exact.prepare(images)
         problem = splitting.Inclusion(self.operator, exact.linear.source(x), exact.layer.activation)
-        solution = splitting.solve(problem, self.tuned, tol=_TOL, max_steps=_MAX_STEPS, on_failure="warn")
+        solution = splitting.solve(problem, self.solver, tol=exact.layer.tol, max_steps=exact.layer.max_steps)
         error = solution.error_bound + self._source_error(images)
         logits = exact.readout(solution.value)
         prediction = logits.argmax(1)
@@ -93,7 +90,7 @@ class _GapCertifier:
         radius = (gap - slack) / self.pairs[prediction] * (1 - 1e-12)
         radius.scatter_(1, prediction[:, None], torch.inf)
         # NaN (an infinite slack over an infinite constant, say) certifies nothing.
-        return radius.amin(1).nan_to_num(nan=0.0).clamp_min(0), prediction, error
+        return radius.amin(1).nan_to_num(nan=0.0, posinf=torch.inf).clamp_min(0), prediction, error
 
     def _source_error(self, images: Tensor) -> Tensor:
         """‖z*(c) − z*(fl(c))‖_Λ ≤ ‖c − fl(c)‖_Λ/m, c = U(x − mean)/std + b."""

@@ -57,7 +57,8 @@ def run(options: argparse.Namespace) -> int:
         if options.attack and distributed.is_main():
             taken = min(options.attack_samples, len(report.radius))
             images, labels = split.images[:taken].to(device).float() / 255, split.labels[:taken].to(device)
-            attacked = accuracy_under_attack(model, images, labels, options.radii)
+            attacked = {0.0: float(report.correct[:taken].double().mean())}
+            attacked |= accuracy_under_attack(model, images, labels, options.radii)
             figures["accuracy_under_attack"] = {f"{r:g}": share for r, share in attacked.items()}
             figures["attacked_samples"] = taken
         if options.plot and distributed.is_main():

@@ -83,10 +83,10 @@ def certify_split(model: Classifier, split: data.Split, device: torch.device, li
 
 
 def report_table(report: Report, radii: Sequence[float], attacked: dict[float, float] | None = None) -> str:
-    """Certified accuracy by radius, and accuracy under attack beside it where that was measured."""
+    """Certified accuracy by radius, and accuracy under attack (with its own clean accuracy at radius 0) beside it."""
     certified = report.certified_accuracy(radii)
     header = ["ℓ2 radius", "certified"] + (["under attack"] if attacked else [])
-    rows = [["0 (clean)", percent(report.accuracy)] + ([percent(report.accuracy)] if attacked else [])]
+    rows = [["0 (clean)", percent(report.accuracy)] + ([percent(attacked[0.0])] if attacked else [])]
     rows += [
         [f"{r:g}", percent(certified[r])] + ([percent(attacked[r])] if attacked else []) for r in map(float, radii)
     ]

@@ -34,6 +34,7 @@ from mondeq.training.recipes import recipe
 from mondeq.training.trainer import Trainer
 
 _MODEL_SETTINGS = ("features", "m", "learn_m", "gamma", "activation", "solver", "tol", "max_steps")
+_ONLY_FOR = {"m": "dense", "learn_m": "dense", "gamma": "lipschitz"}
 _TRAINING_SETTINGS = (
     "epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule", "decay_every", "clip", "radius", "ramp",
     "logit_scale", "shift", "seed",
@@ -169,7 +170,8 @@ class _Observer:
             figures |= {
                 "forward_steps": last.forward_steps,
                 "backward_steps": last.backward_steps,
-                "unconverged": last.unconverged,
+                "forward_unconverged": last.forward_unconverged,
+                "backward_unconverged": last.backward_unconverged,
             }
         return figures
 
@@ -182,8 +184,13 @@ def _new_settings(options: argparse.Namespace) -> dict[str, Any]:
         raise RunError(
             f"{options.out} exists and is not an empty folder; choose another --out, or --resume the run in it"
         )
+    foreign = [name for name in _given(options) if _ONLY_FOR.get(name, options.model) != options.model]
+    if foreign:
+        raise ConfigError(
+            f"`{foreign[0]}` is a setting of the {_ONLY_FOR[foreign[0]]} model, not of {options.model}; drop it"
+        )
     settings = recipe(options.data, options.model, options.radius or 0.0)
-    return {**settings, **_given(options), "data": options.data, "kind": options.model}
+    return {**settings, **_given(options), "data": _portable(options.data), "kind": options.model}
 
 
 def _stored_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -195,7 +202,7 @@ def _stored_settings(options: argparse.Namespace) -> dict[str, Any]:
         raise RunError(
             f"{options.out / CONFIG} was not written by `mondeq train`; there is nothing to resume"
         ) from None
-    asked = {**_given(options), "data": options.data, "kind": options.model}
+    asked = {**_given(options), "data": options.data and _portable(options.data), "kind": options.model}
     for name, value in asked.items():
         if value is not None and settings.get(name) != value:
             raise ConfigError(
@@ -204,6 +211,12 @@ def _stored_settings(options: argparse.Namespace) -> dict[str, Any]:
     if options.data_dir is None and config.get("data_dir") is not None:
         options.data_dir = Path(config["data_dir"])
     return settings
+
+
+def _portable(name: str) -> str:
+    """A data name that means the same from every working directory."""
+    kind, colon, path = name.partition(":")
+    return f"folder:{Path(path).expanduser().resolve()}" if kind == "folder" and colon and path else name
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def lipschitz_bounds(model: Classifier, images: Tensor | None = None) -> dict[st
     if exact.linear.operator().metric is None and exact.config.features <= LARGEST_SEARCH:
         bounds["matrix inequality, optimised metric"] = matrix_inequality_bound(exact, optimised_metric(exact))
     if images is not None:
-        bounds["local Jacobian"] = local_jacobian_bound(exact, images.double())
+        bounds["local Jacobian"] = local_jacobian_bound(model, images)
     return bounds
 
 

@@ -18,7 +18,7 @@ from mondeq.files import write_text
 @dataclass(frozen=True)
 class Epoch:
     """One row of history.csv. certified_estimate: share of test images whose margin exceeds radius × training constant;
-    forward_steps, backward_steps: solver steps per sample, averaged; unconverged: share of samples that missed tol."""
+    forward_steps, backward_steps: solver steps per sample, averaged; …_unconverged: share that missed tol."""
 
     epoch: int
     lr: float
@@ -28,7 +28,8 @@ class Epoch:
     certified_estimate: float
     forward_steps: float
     backward_steps: float
-    unconverged: float
+    forward_unconverged: float
+    backward_unconverged: float
     seconds: float
 
 

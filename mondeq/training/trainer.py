@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from mondeq.training import checkpoint
 from mondeq.training.config import TrainingConfig
 from mondeq.training.loss import margin_loss, training_constants
 from mondeq.training.progress import Epoch, Tally
+from splitting import ConvergenceWarning
+from splitting.errors import SplittingError
 from splitting.implicit import Monitor
 
 # How often the loss is read: often enough for a progress bar, seldom enough not to stall an accelerator.
@@ -75,14 +78,18 @@ class Trainer:
         for epoch in range(len(self.history) + 1, self.config.epochs + 1):
             started = time.perf_counter()
             tally = Tally(self.device)
-            with self._prepared(tally.monitor):
-                self._train_epoch(epoch, parallel, tally)
+            try:
+                with self._prepared(tally.monitor):
+                    self._train_epoch(epoch, parallel, tally)
+            except SplittingError as error:
+                raise TrainingError(f"epoch {epoch} broke off: {error}; {self._cause()}; {self._kept()}") from None
             accuracy, certified = self.evaluate()
             row = self._row(epoch, tally, accuracy, certified, time.perf_counter() - started)
             self.history.append(row)
             self._save()
             if distributed.is_main():
                 self.on_epoch(row)
+                _warn_of_unconverged(row)
         return self.history
 
     @torch.no_grad()
@@ -100,20 +107,20 @@ class Trainer:
 
     @contextmanager
     def _prepared(self, monitor: Monitor) -> Iterator[None]:
-        """The layer with a monitor, and with its step tuned to the weights as they are.
+        """The layer with a monitor instead of a warning per solve, and with its step tuned to the weights as they are.
 
         Any step converges; one tuned once an epoch saves about a quarter of the steps. It is a function of the
         weights the epoch starts from, so a resumed run takes the same one.
         """
         layer = self.model.layer
-        solver = layer.solver
+        solver, on_failure = layer.solver, layer.on_failure
         with torch.no_grad():
             layer.solver = solver.tuned(layer.linear.operator())
-        layer.monitor = monitor
+        layer.monitor, layer.on_failure = monitor, "return"
         try:
             yield
         finally:
-            layer.solver, layer.monitor = solver, None
+            layer.solver, layer.monitor, layer.on_failure = solver, None, on_failure
 
     def _train_epoch(self, epoch: int, parallel: torch.nn.Module, tally: Tally) -> None:
         self.model.train()
@@ -168,10 +175,7 @@ class Trainer:
     def _read(self, epoch: int, tally: Tally, bar: tqdm) -> None:
         loss = float(tally.sums["loss"] / tally.sums["count"])
         if loss != loss or abs(loss) == float("inf"):
-            raise TrainingError(
-                f"the loss became {loss} in epoch {epoch}: {self._cause()}; the weights of epoch "
-                f"{len(self.history)} are kept in {self.folder}"
-            )
+            raise TrainingError(f"the loss became {loss} in epoch {epoch}: {self._cause()}; {self._kept()}")
         bar.set_postfix_str(
             f"loss {loss:.3f}, accuracy {_share(tally, 'right'):.3f}, certified {_share(tally, 'certified'):.3f}, "
             f"steps {_steps(tally, 'forward'):.0f}+{_steps(tally, 'backward'):.0f}",
@@ -182,7 +186,10 @@ class Trainer:
         bad = [name for name, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())]
         if bad:
             return f"the weights {', '.join(bad)} are no longer finite; lower --lr or set --clip 1"
-        return "the weights are finite but the logits are not; lower --lr or raise --m"
+        return "the weights are finite but too large to solve or score with; lower --lr, set --clip 1 or raise --m"
+
+    def _kept(self) -> str:
+        return f"the weights after epoch {len(self.history)} are kept in {self.folder}"
 
     def _row(self, epoch: int, tally: Tally, accuracy: float, certified: float, seconds: float) -> Epoch:
         return Epoch(
@@ -194,7 +201,8 @@ class Trainer:
             certified_estimate=certified,
             forward_steps=tally.ratio("forward_steps", "forward_count"),
             backward_steps=tally.ratio("backward_steps", "backward_count"),
-            unconverged=tally.ratio("forward_missed", "forward_count"),
+            forward_unconverged=tally.ratio("forward_missed", "forward_count"),
+            backward_unconverged=tally.ratio("backward_missed", "backward_count"),
             seconds=seconds,
         )
 
@@ -203,6 +211,16 @@ class Trainer:
             checkpoint.write(self.folder / checkpoint.NAME, self.model, self.optimizer, self.generator, self.history)
             write_tensors(self.folder / WEIGHTS, self.model.state_dict())
         distributed.wait()
+
+
+def _warn_of_unconverged(row: Epoch) -> None:
+    if row.forward_unconverged or row.backward_unconverged:
+        warnings.warn(
+            f"epoch {row.epoch}: {row.forward_unconverged:.2%} of forward and {row.backward_unconverged:.2%} of "
+            "backward solves missed the tolerance; raise --max-steps, --tol or --m, or use --solver anderson",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
 
 
 def _share(tally: Tally, name: str) -> float:

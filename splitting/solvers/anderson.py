@@ -24,10 +24,12 @@ _REQUIRED_DECREASE = 0.99
 
 @dataclass(frozen=True)
 class Anderson(Solver):
-    """Anderson acceleration around `inner`, safeguarded by inner's own contraction (Zhang, O'Donoghue & Boyd 2020).
+    """Anderson acceleration (type II) around `inner`, safeguarded by inner's own contraction.
 
-    inner: the method to accelerate. memory: differences kept, ≥ 1; costs
-    2·memory states. Converges whenever `inner` does; worth it for tight tolerances and contraction factors near 1.
+    inner: the method to accelerate. memory: differences kept, ≥ 1; costs 2·memory states. Converges whenever inner's
+    map is a contraction, as those of Peaceman–Rachford, Douglas–Rachford and forward–backward are; around
+    forward–backward–forward the safeguard is a heuristic. Worth it for tight tolerances and contraction factors near 1.
+    The idea of a safeguard is that of Zhang, O'Donoghue & Boyd 2020, who treat type I.
     """
 
     inner: Solver = field(default_factory=PeacemanRachford)
@@ -105,9 +107,10 @@ class _Anderson(Iteration):
         slot = (carry.taken - 1) % self.memory
         carry.image_steps[:, slot] = image - carry.image
         carry.residual_steps[:, slot] = residual - carry.residual
-        kept = keep[:, None, None].to(image.dtype)
-        carry.image_steps.mul_(kept)
-        carry.residual_steps.mul_(kept)
+        # Filling, not multiplying by 0: a rejected point may have overflowed.
+        rejected = ~keep[:, None, None]
+        carry.image_steps.masked_fill_(rejected, 0)
+        carry.residual_steps.masked_fill_(rejected, 0)
 
     def _weights(self, steps: Tensor, residual: Tensor) -> Tensor:
         """γ (batch, memory) by regularised normal equations; unused slots are zero rows and get γ = 0."""

@@ -71,9 +71,7 @@ def numbered(count: int) -> Split:
 
 @pytest.mark.parametrize("shape", [(7, 1, 5, 4), (9, 3, 2, 6)])
 @pytest.mark.parametrize("chunk", [1, 50, 1 << 20])
-def test_mean_and_std_equal_numpys(
-    shape: tuple[int, ...], chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mean_and_std_equal_numpys(shape: tuple[int, ...], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mondeq.data.dataset.CHUNK_BYTES", chunk)
     images = random_bytes(*shape)
     labels = np.zeros(len(images))
@@ -96,9 +94,7 @@ def test_mean_and_std_equal_numpys(
         (torch.zeros(0, 1, 3, 3, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), "no images"),
     ],
 )
-def test_a_split_of_the_wrong_kind_is_refused(
-    images: torch.Tensor, labels: torch.Tensor, complaint: str
-) -> None:
+def test_a_split_of_the_wrong_kind_is_refused(images: torch.Tensor, labels: torch.Tensor, complaint: str) -> None:
     with pytest.raises(DataError, match=complaint):
         Split(images, labels)
 
@@ -286,8 +282,7 @@ class Tiny:
 
     def source(self, *mirrors: str, md5_of: Covered = "contents") -> Source:
         sums = {
-            name: md5(raw if md5_of == "contents" else gzip.compress(raw, mtime=0))
-            for name, raw in self.raw.items()
+            name: md5(raw if md5_of == "contents" else gzip.compress(raw, mtime=0)) for name, raw in self.raw.items()
         }
         files = tuple(PublishedFile(f"{name}.gz", name, sums[name], md5_of) for name in IDX_NAMES)
         return replace(SOURCES["mnist"], files=files, mirrors=mirrors, sizes=(12, 5))
@@ -358,9 +353,7 @@ def test_a_mistyped_directory_is_an_error_and_is_not_created(
     assert not (tmp_path / "dtaa").exists()
 
 
-def test_without_download_the_missing_files_are_named_and_nothing_is_created(
-    tiny: Tiny, tmp_path: Path
-) -> None:
+def test_without_download_the_missing_files_are_named_and_nothing_is_created(tiny: Tiny, tmp_path: Path) -> None:
     folder = tiny.write(tmp_path / "mine")
     for name in IDX_NAMES[1:3]:
         (folder / f"{name}.gz").unlink()
@@ -683,9 +676,7 @@ class TinyCifar:
 
     def declare(self, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
         file = replace(SOURCES["cifar10"].files[0], md5=md5(content))
-        monkeypatch.setitem(
-            SOURCES, "cifar10", replace(SOURCES["cifar10"], files=(file,), mirrors=(), sizes=(10, 3))
-        )
+        monkeypatch.setitem(SOURCES, "cifar10", replace(SOURCES["cifar10"], files=(file,), mirrors=(), sizes=(10, 3)))
 
     def unpack(self, folder: Path) -> Path:
         inside = folder / "cifar-10-batches-bin"
@@ -695,9 +686,7 @@ class TinyCifar:
         return folder
 
     def check(self, dataset: Dataset) -> None:
-        assert np.array_equal(
-            dataset.train.images.numpy(), np.concatenate(self.pixels[:5]).reshape(10, 3, 32, 32)
-        )
+        assert np.array_equal(dataset.train.images.numpy(), np.concatenate(self.pixels[:5]).reshape(10, 3, 32, 32))
         assert np.array_equal(dataset.test.images.numpy(), self.pixels[5].reshape(3, 3, 32, 32))
         assert np.array_equal(dataset.train.labels.numpy(), np.concatenate(self.labels[:5]))
         assert np.array_equal(dataset.test.labels.numpy(), self.labels[5])
@@ -782,9 +771,7 @@ def test_malformed_cifar_is_refused_naming_the_member(
         load("cifar10", folder)
 
 
-def test_a_tampered_or_truncated_cifar_archive_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tampered_or_truncated_cifar_archive_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = TinyCifar()
     content = data.archive()
     folder = data.place(tmp_path / "mine", content, monkeypatch)
@@ -799,9 +786,7 @@ def test_a_tampered_or_truncated_cifar_archive_is_refused(
         load("cifar10", folder)
 
 
-def test_cifar_is_downloaded_verified_and_read(
-    tmp_path: Path, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cifar_is_downloaded_verified_and_read(tmp_path: Path, mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     data = TinyCifar()
     content = data.archive()
     data.declare(content, monkeypatch)
@@ -859,9 +844,7 @@ both_forms = pytest.mark.parametrize("form", ["directory", "zip"])
 
 @both_forms
 @pytest.mark.parametrize(("shape", "channels"), [((4, 6), 1), ((4, 6, 3), 3)])
-def test_a_folder_is_read_in_sorted_order(
-    tmp_path: Path, form: str, shape: tuple[int, ...], channels: int
-) -> None:
+def test_a_folder_is_read_in_sorted_order(tmp_path: Path, form: str, shape: tuple[int, ...], channels: int) -> None:
     files = pictures(*shape)
     dataset = load(f"folder:{write_either(tmp_path, files, form)}")
     assert dataset.classes == ("cat", "dog")
@@ -905,9 +888,7 @@ def with_alpha(opacity: int) -> bytes:
 def test_an_opaque_alpha_channel_is_dropped_and_a_transparent_one_refused(tmp_path: Path) -> None:
     files = pictures(4, 6, 3)
     root = write_tree(tmp_path / "set", files | {"train/dog/a.png": with_alpha(255)})
-    assert np.array_equal(
-        load(f"folder:{root}").train.images[3].numpy(), random_bytes(4, 6, 3).transpose(2, 0, 1)
-    )
+    assert np.array_equal(load(f"folder:{root}").train.images[3].numpy(), random_bytes(4, 6, 3).transpose(2, 0, 1))
     (root / "train/dog/a.png").write_bytes(with_alpha(254))
     with pytest.raises(DataError, match=r"train/dog/a.png.*transparent"):
         load(f"folder:{root}")
@@ -1162,9 +1143,7 @@ def test_a_half_written_or_foreign_cache_is_never_used(
     assert len(decodings) == 14
 
 
-def test_an_interrupted_decoding_leaves_no_file(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_decoding_leaves_no_file(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_tree(tmp_path / "set", pictures(4, 6))
 
     def interrupted(content: bytes, mode: str) -> Bytes:

@@ -1,12 +1,14 @@
-"""Problems whose solution is known before anything is solved."""
+"""Problems whose solution is known before anything is solved, and problems of every scale."""
 
+import math
 from dataclasses import dataclass
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 import splitting
-from tests.registry import ACTIVATIONS, SMALL_OPERATORS
+from tests.registry import ACTIVATIONS, DTYPES, SMALL_OPERATORS
 
 
 @dataclass(frozen=True)
@@ -33,3 +35,34 @@ def known(operator: str, activation: str, dtype: torch.dtype = torch.float64, ba
     problem = splitting.Inclusion(A, source.to(dtype), prox)
     moved = wide.norm(source - problem.source) + 1e-15 * ((1 + A.frobenius) * wide.norm(z) + wide.norm(y))
     return Known(problem, z, moved / A.strong_monotonicity)
+
+
+def log_uniform(low: float, high: float) -> st.SearchStrategy[float]:
+    return st.floats(math.log10(low), math.log10(high)).map(lambda exponent: 10**exponent)
+
+
+def scaled_problem(
+    seed: int, gain: float, skew: float, m: float, spread: float, activation: str, dtype: torch.dtype
+) -> splitting.Inclusion:
+    """Two samples of four unknowns with ΛA = mI + FᵀF + G − Gᵀ, the entries of Λ within 10^±spread (0: Λ = I)."""
+    torch.manual_seed(seed)
+    F, G = (size * torch.randn(4, 4, dtype=torch.float64) for size in (gain, skew))
+    matrix, metric = m * torch.eye(4, dtype=torch.float64) + F.mT @ F + G - G.mT, None
+    if spread > 0:
+        metric = torch.logspace(-spread, spread, 4, dtype=torch.float64).to(dtype)
+        matrix = matrix / metric[:, None].double()
+    operator = splitting.DenseOperator(matrix.to(dtype), metric=metric)
+    return splitting.Inclusion(operator, torch.randn(2, 4, dtype=dtype), ACTIVATIONS[activation]((4,), dtype))
+
+
+# F and G from 1e-3 to 1e3, m from 1e-3 to 1e2, every activation, with a metric and without, in both dtypes.
+scaled_problems = st.builds(
+    scaled_problem,
+    seed=st.integers(0, 2**16),
+    gain=log_uniform(1e-3, 1e3),
+    skew=log_uniform(1e-3, 1e3),
+    m=log_uniform(1e-3, 1e2),
+    spread=st.sampled_from([0.0, 0.5, 2.0]),
+    activation=st.sampled_from(sorted(ACTIVATIONS)),
+    dtype=st.sampled_from(DTYPES),
+)

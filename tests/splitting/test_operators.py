@@ -13,7 +13,7 @@ from splitting.operators import block_inverse
 from tests.registry import DTYPES, OPERATORS, SMALL_OPERATORS, monotone
 
 everywhere = pytest.mark.parametrize("operator", OPERATORS)
-all_dtypes = pytest.mark.parametrize("dtype", DTYPES)
+all_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def states(operator: splitting.Operator) -> Tensor:
@@ -38,7 +38,7 @@ def in_metric(operator: splitting.Operator) -> Tensor:
 def test_apply_is_linear(operator: str, dtype: torch.dtype) -> None:
     A = OPERATORS[operator](dtype)
     x, y = states(A), states(A)
-    scale = A.frobenius * float((x.norm() + y.norm()))
+    scale = A.frobenius * float(x.norm() + y.norm())
     torch.testing.assert_close(
         A.apply(2 * x - y), 2 * A.apply(x) - A.apply(y), rtol=0, atol=20 * torch.finfo(dtype).eps * scale
     )

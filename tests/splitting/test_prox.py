@@ -12,7 +12,7 @@ from tests.registry import ACTIVATIONS, DTYPES, Arctan
 ALPHAS = (1e-3, 0.03, 0.5, 1.0, 2.0, 30.0, 1e3)
 
 everywhere = pytest.mark.parametrize("activation", ACTIVATIONS)
-all_dtypes = pytest.mark.parametrize("dtype", DTYPES)
+all_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def points(count: int = 1000, width: int = 6) -> Tensor:

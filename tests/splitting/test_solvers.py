@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from torch import Tensor
 import splitting
 from splitting.solvers import Iteration, Solver, State
 from tests.registry import ACTIVATIONS, DTYPES, OPERATORS, SMALL_OPERATORS, SOLVERS, monotone
-from tests.splitting.problems import Known, known
+from tests.splitting.problems import Known, known, log_uniform, scaled_problems
 
 each_operator = pytest.mark.parametrize("operator", SMALL_OPERATORS)
 each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -34,7 +35,7 @@ def tried(operator: str, activation: str, dtype: torch.dtype) -> tuple[Known, li
     """A problem, and what every solver has after a few steps, converged or not."""
     torch.manual_seed(0)
     example = known(operator, activation, dtype)
-    return example, [attempt(example.problem, solver, max_steps=30) for solver in SOLVERS.values()]
+    return example, [attempt(example.problem, solver, max_steps=10) for solver in SOLVERS.values()]
 
 
 # -- all agree ---------------------------------------------------------------------------------------------------
@@ -42,7 +43,7 @@ def tried(operator: str, activation: str, dtype: torch.dtype) -> tuple[Known, li
 
 @each_operator
 @each_activation
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_all_solvers_find_the_known_answer(operator: str, activation: str, dtype: torch.dtype) -> None:
     """Converged or not, every solver is within its error bound of one and the same point, the equilibrium."""
     example, solutions = tried(operator, activation, dtype)
@@ -81,10 +82,6 @@ def test_every_solver_converges(solver: str, activation: str) -> None:
     assert (A.strong_monotonicity * example.distance(solution.value) <= 1.001e-8 * scale).all()
 
 
-def log_uniform(low: float, high: float) -> st.SearchStrategy[float]:
-    return st.floats(math.log10(low), math.log10(high)).map(lambda exponent: 10**exponent)
-
-
 @st.composite
 def valid_solvers(draw: st.DrawFn, operator: splitting.Operator) -> Solver:
     """Any method with any step inside its theorem, accelerated or not."""
@@ -99,35 +96,14 @@ def valid_solvers(draw: st.DrawFn, operator: splitting.Operator) -> Solver:
     return draw(st.one_of(st.just(method), st.builds(splitting.Anderson, st.just(method), st.integers(1, 6))))
 
 
-@settings(max_examples=100)
-@given(
-    data=st.data(),
-    seed=st.integers(0, 2**16),
-    scales=st.tuples(log_uniform(1e-3, 1e3), log_uniform(1e-3, 1e3)),
-    m=log_uniform(1e-3, 1e2),
-    activation=st.sampled_from(sorted(ACTIVATIONS)),
-    dtype=st.sampled_from(DTYPES),
-)
-def test_uniqueness(
-    data: st.DataObject,
-    seed: int,
-    scales: tuple[float, float],
-    m: float,
-    activation: str,
-    dtype: torch.dtype,
-) -> None:
+@settings(max_examples=60)
+@given(data=st.data(), problem=scaled_problems)
+def test_uniqueness(data: st.DataObject, problem: splitting.Inclusion) -> None:
     """Two starts anywhere, two solvers, two valid steps: one answer, within the sum of the bounds."""
-    torch.manual_seed(seed)
-    F, G = (s * torch.randn(4, 4, dtype=torch.float64) for s in scales)
-    A = splitting.DenseOperator((m * torch.eye(4) + F.mT @ F + G - G.mT).to(dtype))
-    problem = splitting.Inclusion(A, torch.randn(2, 4, dtype=dtype), ACTIVATIONS[activation]((4,), dtype))
-    first, second = (
-        attempt(problem, data.draw(valid_solvers(A)), initial=10 * torch.randn(2, 4, dtype=dtype)) for _ in range(2)
-    )
-    apart = torch.linalg.vector_norm(first.value.double() - second.value.double(), dim=1)
+    guesses = 10 * torch.randn(2, *problem.source.shape).to(problem.source.dtype)
+    first, second = (attempt(problem, data.draw(valid_solvers(problem.operator)), initial=z) for z in guesses)
+    apart = problem.operator.double().norm(first.value.double() - second.value.double())
     assert (apart <= first.error_bound + second.error_bound).all()
-    # In float64 these problems can be bounded, however scaled: the law above is not about infinities.
-    assert dtype == torch.float32 or torch.isfinite(first.error_bound).all()
 
 
 # -- known answers -----------------------------------------------------------------------------------------------
@@ -140,7 +116,7 @@ def test_identity_activation_is_a_linear_system(operator: str) -> None:
     columns = A.apply(torch.eye(A.state_shape.numel(), dtype=torch.float64)).mT
     exact = torch.linalg.solve(columns, problem.source.mT).mT
     step = 1 / math.sqrt(A.strong_monotonicity * A.lipschitz)
-    solution = attempt(problem, splitting.Anderson(splitting.PeacemanRachford(step), memory=8))
+    solution = attempt(problem, splitting.Anderson(splitting.DouglasRachford(step), memory=8), max_steps=500)
     assert solution.status.ok
     assert (A.norm(solution.value - exact) <= solution.error_bound).all()
     assert (solution.error_bound <= 1e-5 * A.norm(exact)).all()
@@ -251,6 +227,19 @@ def test_observed_rate_is_the_spectral_radius(method: type[Solver], skew: float,
     torch.testing.assert_close(observed, torch.full_like(observed, expected), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("method", [splitting.ForwardBackward, splitting.ForwardBackwardForward])
+@each_operator
+def test_steps_are_limited_by_the_theorem(method: type[Solver], operator: str) -> None:
+    """Up to 2m/L² for forward–backward and 1/L for forward–backward–forward; not beyond, and "auto" is inside."""
+    problem = known(operator, "ReLU").problem
+    m, lipschitz = problem.operator.strong_monotonicity, problem.operator.lipschitz
+    limit = 2 * m / lipschitz**2 if method is splitting.ForwardBackward else 1 / lipschitz
+    for solver in (method(0.999 * limit), method()):
+        attempt(problem, solver, max_steps=1)
+    with pytest.raises(splitting.InvalidArgument, match=re.escape(f"(0, {limit:.6g})")):
+        attempt(problem, method(1.001 * limit), max_steps=1)
+
+
 def dense_factor(operator: splitting.Operator, alpha: float) -> float:
     """‖(I − αA)(I + αA)⁻¹‖_Λ from the matrix."""
     identity = torch.eye(operator.state_shape.numel(), dtype=torch.float64)
@@ -272,16 +261,19 @@ def test_contraction_factor(operator: str) -> None:
 
 
 @each_operator
-def test_best_step_minimises_the_factor(operator: str) -> None:
-    """In steps to a given accuracy, −1/log(factor), within a few per cent of the best on a fine grid."""
+def test_best_step_has_nearly_the_best_rate(operator: str) -> None:
+    """−log ρ within a tenth (and the search's few per cent) of the best on a fine, wide grid, at no smaller a step."""
     A = SMALL_OPERATORS[operator](torch.float64)
     grid = [A.typical_step * math.exp(x) for x in np.linspace(-8, 8, 400)]
-    fewest = min(-1 / math.log(dense_factor(A, alpha)) for alpha in grid)
-    assert -1 / math.log(dense_factor(A, splitting.best_step(A))) <= 1.1 * fewest + 0.1
+    # More than two digits a step is as good as it gets: with one unknown the best rate is infinite.
+    rates = [min(-math.log(dense_factor(A, alpha)), 2.0) for alpha in grid]
+    step = splitting.best_step(A)
+    assert -math.log(dense_factor(A, step)) >= 0.85 * max(rates)
+    assert step >= 0.9 * grid[int(np.argmax(rates))]
 
 
 def test_tuned_solvers() -> None:
-    """"auto" becomes the best step, in the inner method of Anderson too; a given step and the others stay."""
+    """ "auto" becomes the best step, in the inner method of Anderson too; a given step and the others stay."""
     A = SMALL_OPERATORS["symmetric"](torch.float64)
     best = splitting.best_step(A)
     assert splitting.PeacemanRachford().tuned(A) == splitting.PeacemanRachford(best)

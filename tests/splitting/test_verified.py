@@ -47,6 +47,13 @@ def _graded(rows: int, columns: int, seed: int) -> Tensor:
     return left * _random(rows, columns, seed + 2) * right
 
 
+def _ill_conditioned(rows: int, columns: int, seed: int) -> Tensor:
+    """Singular values from 1 down to the roundoff, where an eigenvalue routine gets not even the sign right."""
+    left, right = (torch.linalg.qr(_random(n, n, seed)).Q for n in (rows, columns))
+    values = torch.logspace(0, -17, min(rows, columns), dtype=torch.float64)
+    return left[:, : len(values)] * values @ right[: len(values)]
+
+
 def _scaled(factor: float) -> Callable[[int, int, int], Tensor]:
     return lambda rows, columns, seed: factor * _random(rows, columns, seed)
 
@@ -58,6 +65,7 @@ def _zero(rows: int, columns: int, seed: int) -> Tensor:
 KINDS: dict[str, Callable[[int, int, int], Tensor]] = {
     "random": _random,
     "rank one": _rank_deficient,
+    "ill conditioned": _ill_conditioned,
     "graded": _graded,
     "tiny": _scaled(1e-150),
     "subnormal": _scaled(1e-310),
@@ -76,7 +84,7 @@ def symmetric(kind: str, n: int, seed: int) -> Tensor:
     if kind == "graded":
         size = square.abs().sqrt().diagonal()
         square = size[:, None] * _random(n, n, seed) * size
-    if kind == "rank one":
+    if kind in ("rank one", "ill conditioned"):
         square = square @ square.mT
     return square.triu() + square.triu(1).mT
 
@@ -123,6 +131,18 @@ def test_vector_norm(kind: str, columns: int, seed: int) -> None:
         for row, bound in zip(matrix.tolist(), bounds.tolist(), strict=True):
             norm = mpmath.norm(mpmath.matrix(row))
             assert norm <= bound <= norm * (1 + 100 * U) + SUBNORMAL_NORM
+
+
+def test_sums_that_lose_digits() -> None:
+    """A one, and a million numbers too small for their squares to count when they are added to it one by one."""
+    small = 5e-9
+    column = torch.full((10**6 + 1, 1), small, dtype=torch.float64)
+    column[0] = 1
+    with mpmath.workdps(DIGITS):
+        norm = mpmath.sqrt(1 + 10**6 * mpmath.mpf(small) ** 2)
+        assert norm <= verified.spectral_norm(column) <= norm * (1 + 1e-9)
+        assert norm <= verified.spectral_norm(column.mT) <= norm * (1 + 1e-9)
+        assert norm <= float(verified.vector_norm(column.mT)) <= norm * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("n", [40, 200])

@@ -1,0 +1,60 @@
+"""Fixtures of the mondeq tests: one thread, the digits, and two small networks trained on them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import mondeq
+from mondeq.data import Dataset, load
+from mondeq.training import Trainer, TrainingConfig
+from tests.mondeq.zoo import KINDS
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The problems here are tiny: a second thread would only wait, very long on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return load("digits")
+
+
+@pytest.fixture(scope="session")
+def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, mondeq.Classifier]:
+    """One small certificate-aware network of each kind, trained for a second. Not to be changed by a test."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    models = {}
+    for kind in KINDS:
+        torch.manual_seed(0)
+        model = mondeq.Classifier(
+            mondeq.ModelConfig(
+                kind=kind,
+                image_shape=(1, 8, 8),
+                classes=10,
+                features=16,
+                mean=digits.mean,
+                std=digits.std if kind == "dense" else (1.0,),
+                learn_m=kind == "dense",
+            )
+        )
+        config = TrainingConfig(
+            data="digits",
+            epochs=5,
+            batch_size=128,
+            lr=1e-2,
+            radius=0.2,
+            logit_scale=6.0 if kind == "lipschitz" else 1.0,
+        )
+        folder: Path = tmp_path_factory.mktemp(kind)
+        Trainer(model, digits, config, folder, torch.device("cpu")).run()
+        models[kind] = model.eval()
+    torch.set_num_threads(threads)
+    return models

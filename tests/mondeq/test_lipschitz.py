@@ -1,0 +1,413 @@
+"""Lipschitz bounds from both sides: never below what is seen, never far above what is known."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import mondeq
+from mondeq.data import Dataset
+from mondeq.lipschitz import (
+    best_pairs,
+    local_jacobian_norms,
+    matrix_inequality_bound,
+    optimised_metric,
+    pair_constants,
+    product_bound,
+)
+from mondeq.models import exact_copy
+from mondeq.testing import check_lipschitz
+from splitting import InvalidArgument, InvalidType
+from tests.mondeq.zoo import KINDS, array, classifier, log_uniform, pictures
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+CERTIFIED = ("product", "matrix inequality", "matrix inequality, optimised metric")
+
+
+def norms(model: mondeq.Classifier) -> tuple[float, np.ndarray, float]:
+    """‖W_o Λ^-½‖, ‖(w_i − w_j)Λ^-½‖ and ‖Λ^½ U diag(1/std)‖ by numpy, the std repeated over each channel's pixels."""
+    operator = model.linear.operator()
+    root = np.ones(5) if operator.metric is None else np.sqrt(array(operator.metric))
+    head = array(model.head_weight) / root
+    _, height, width = model.config.image_shape
+    scale = np.repeat(1 / array(model.normalise.std).flatten(), height * width)
+    gain = np.linalg.norm(root[:, None] * array(model.linear.get_parameter("U")) * scale, 2)
+    gaps = np.linalg.norm(head[:, None] - head[None], axis=2)
+    return float(np.linalg.norm(head, 2)), gaps, float(gain)
+
+
+def perturbed(model: mondeq.Classifier, seed: int) -> mondeq.Classifier:
+    """Weights (and, for LipschitzDense, metric) that no initialisation favours."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.endswith("log_m"):
+                parameter.add_(0.5 * torch.randn_like(parameter))
+    return model
+
+
+# -- the product bound ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+@each_kind
+def test_product_bound_from_both_sides(kind: str, seed: int) -> None:
+    model = exact_copy(perturbed(classifier(kind, m=0.7), seed))
+    head, gaps, gain = norms(model)
+    operator = model.linear.operator()
+    if isinstance(model.linear, mondeq.Dense):
+        m = float(model.linear.m)
+    else:
+        root = np.sqrt(array(operator.metric))
+        scaled = root[:, None] * array(operator.matrix) / root
+        m = float(np.linalg.eigvalsh((scaled + scaled.T) / 2)[0])
+    bound = product_bound(model)
+    true = head * gain / m
+    assert true * (1 - 1e-12) <= bound.value <= true * (1 + 1e-9)
+    pairs = array(bound.pairs)
+    assert (pairs >= gaps * gain / m * (1 - 1e-12)).all()
+    assert (pairs <= gaps * gain / m * (1 + 1e-9) + 1e-12).all()
+    assert (np.diag(pairs) == 0).all()
+
+
+def test_each_channel_has_its_own_std() -> None:
+    """With U seeing one channel only, the constant is that channel's."""
+    for channel, std in ((0, 0.5), (1, 0.25)):
+        model = exact_copy(classifier())
+        U = model.linear.get_parameter("U").reshape(5, 2, 6)
+        U[:, 1 - channel] = 0
+        alone = np.linalg.norm(array(U[:, channel]), 2) / std
+        head, _, _ = norms(model)
+        assert product_bound(model).value == pytest.approx(head * alone, rel=1e-8)
+
+
+@each_kind
+def test_constants_are_per_unit_of_pixel(kind: str) -> None:
+    """Dividing by half the std doubles all constants, the estimate's too."""
+    found = []
+    for factor in (1.0, 0.5):
+        model = classifier("dense", std=(0.5 * factor, 0.25 * factor))
+        found.append(mondeq.lipschitz_bounds(model, torch.full((1, 2, 2, 3), 0.5)))
+    for name in ("product", "matrix inequality"):
+        assert found[1][name].value == pytest.approx(2 * found[0][name].value, rel=1e-6)
+    # γ of the lipschitz model is promised per unit of pixel, whatever the std.
+    for std in ((0.5, 0.25), (1.0, 1.0), (0.01, 3.0)):
+        robust = classifier("lipschitz", std=std, gamma=0.7)
+        assert mondeq.lipschitz_bounds(robust)["matrix inequality"].value <= 0.7 * (1 + 1e-6)
+
+
+# -- the matrix inequality -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+@each_kind
+def test_matrix_inequality_is_never_worse_than_the_product(kind: str, seed: int) -> None:
+    model = exact_copy(perturbed(classifier(kind), seed))
+    product, inequality = product_bound(model), matrix_inequality_bound(model)
+    assert inequality.value <= product.value * (1 + 1e-8)
+    assert (inequality.pairs <= product.pairs * (1 + 1e-8)).all()
+    assert (inequality.pairs.diagonal() == 0).all()
+    assert torch.equal(inequality.pairs, inequality.pairs.mT)
+    assert (inequality.pairs <= math.sqrt(2) * inequality.value * (1 + 1e-8)).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@each_kind
+def test_matrix_inequality_holds_by_its_eigenvalues(kind: str, seed: int) -> None:
+    """At the claimed γ some multiple t of Λ makes tK − (t²BBᵀ + CᵀC)/γ positive; at 0.9 γ none does."""
+    model = exact_copy(perturbed(classifier(kind), seed))
+    operator = model.linear.operator()
+    metric = np.ones(5) if operator.metric is None else array(operator.metric)
+    K = metric[:, None] * array(operator.matrix)
+    B = metric[:, None] * array(model.linear.get_parameter("U")) * array(model.pixel_scale())
+    C = array(model.head_weight)
+    size = np.linalg.norm(K)
+
+    def smallest(gamma: float) -> float:
+        return max(
+            np.linalg.eigvalsh(t * (K + K.T) - (t * t * B @ B.T + C.T @ C) / gamma)[0] / t
+            for t in np.logspace(-4, 4, 4001) * np.linalg.norm(C) / np.linalg.norm(B)
+        )
+
+    gamma = matrix_inequality_bound(model).value
+    assert smallest(gamma * (1 + 1e-4)) >= -1e-12 * size
+    assert smallest(0.9 * gamma) < -1e-6 * size
+
+
+@each_kind
+def test_one_unit_has_a_known_constant(kind: str) -> None:
+    """n = 1, σ the identity: the gap w z with z = u·x/a is exactly |w|‖u/std‖/a-Lipschitz, and the bound says so."""
+    model = exact_copy(classifier(kind, features=1, activation="identity"))
+    if isinstance(model.linear, mondeq.Dense):
+        model.linear.F.zero_()  # otherwise a > m, which the product bound does not know
+    a = float(model.linear.operator().matrix)
+    u = array(model.linear.get_parameter("U"))[0] * array(model.pixel_scale())
+    w = array(model.head_weight)[:, 0]
+    true = np.linalg.norm(w) * np.linalg.norm(u) / a
+    bounds = mondeq.lipschitz_bounds(model, pictures(model))
+    for name in ("product", "matrix inequality"):
+        assert true * (1 - 1e-12) <= bounds[name].value <= true * (1 + 1e-6)
+    assert bounds["local Jacobian"].value == pytest.approx(true, rel=1e-6)
+    gaps = np.abs(w[:, None] - w[None]) * np.linalg.norm(u) / a
+    np.testing.assert_allclose(array(best_pairs(bounds)), gaps, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_identity_activation_has_a_known_constant(seed: int) -> None:
+    """Then logits are affine, W_o A⁻¹ U x/std, and every bound must cover the norm of that."""
+    model = exact_copy(perturbed(classifier(activation="identity"), seed))
+    jacobian = np.linalg.solve(array(model.linear.operator().matrix), array(model.linear.get_parameter("U")))
+    jacobian = array(model.head_weight) @ jacobian * array(model.pixel_scale())
+    bounds = mondeq.lipschitz_bounds(model, pictures(model))
+    true = np.linalg.norm(jacobian, 2)
+    assert bounds["local Jacobian"].value == pytest.approx(true, rel=1e-6)
+    gaps = np.linalg.norm(jacobian[:, None] - jacobian[None], axis=2)
+    for name in CERTIFIED:
+        assert bounds[name].value >= true * (1 - 1e-12)
+        assert (array(bounds[name].pairs) >= gaps * (1 - 1e-12)).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_optimised_metric_is_an_improvement(seed: int) -> None:
+    model = perturbed(classifier(m=0.3), seed)
+    bounds = mondeq.lipschitz_bounds(model, pictures(model, 50))
+    plain, optimised = bounds["matrix inequality"], bounds["matrix inequality, optimised metric"]
+    assert optimised.value < 0.999 * plain.value
+    assert optimised.value >= bounds["local Jacobian"].value
+    metric = optimised_metric(exact_copy(model))
+    assert metric.shape == (5,)
+    assert (metric > 0).all()
+
+
+def test_an_optimised_metric_is_tried_where_there_is_none_and_it_is_not_too_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert set(mondeq.lipschitz_bounds(classifier("dense"))) == set(CERTIFIED)
+    assert set(mondeq.lipschitz_bounds(classifier("lipschitz"))) == set(CERTIFIED[:2])
+    monkeypatch.setattr("mondeq.lipschitz.LARGEST_SEARCH", 4)
+    assert set(mondeq.lipschitz_bounds(classifier("dense"))) == set(CERTIFIED[:2])
+
+
+def test_the_matrix_inequality_needs_a_dense_parameterization() -> None:
+    class Other(mondeq.Parameterization):
+        operator = source = input_norm = source_rounding = None  # type: ignore[assignment]
+
+    model = exact_copy(classifier())
+    model.layer.linear = Other()
+    with pytest.raises(InvalidType, match="needs a dense parameterization, got Other"):
+        matrix_inequality_bound(model)
+
+
+# -- the estimate --------------------------------------------------------------------------------------------------
+
+
+@each_kind
+@pytest.mark.parametrize("activation", ["tanh", "softplus", "leaky-relu"])
+def test_local_jacobian_is_that_of_autograd(kind: str, activation: str) -> None:
+    """By finite differences of the logits in every pixel, at every image."""
+    model = exact_copy(perturbed(classifier(kind, activation=activation, tol=1e-12, max_steps=2000), 1))
+    images = pictures(model, 4, dtype=torch.float64)
+    step = 1e-6
+    basis = step * torch.eye(12, dtype=torch.float64).reshape(12, 2, 2, 3)
+    for image, norm in zip(images, local_jacobian_norms(model, images), strict=True):
+        with torch.no_grad():
+            jacobian = (model(image + basis) - model(image - basis)) / (2 * step)
+        assert float(norm) == pytest.approx(np.linalg.norm(array(jacobian), 2), rel=1e-5)
+
+
+@each_kind
+def test_local_jacobian_never_exceeds_a_certified_bound(
+    kind: str, trained: dict[str, mondeq.Classifier], digits: Dataset
+) -> None:
+    images = digits.test.images[:60].float() / 255
+    bounds = mondeq.lipschitz_bounds(trained[kind], images)
+    estimate = bounds["local Jacobian"].value
+    for name, bound in bounds.items():
+        assert bound.value >= estimate, name
+    smallest = min(b.value for b in bounds.values() if b.kind == "certified")
+    assert estimate > 0.9 * smallest
+
+
+@each_kind
+@pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-4])
+def test_a_sloppy_solver_does_not_lift_the_estimate_above_the_truth(kind: str, tol: float) -> None:
+    """The estimate is of the exact network, not of where its solver stops."""
+    model = perturbed(classifier(kind, features=1, activation="identity", tol=tol), 0)
+    if isinstance(model.linear, mondeq.Dense):
+        model.linear.F.data.zero_()
+    images = pictures(model, 5)
+    bounds = mondeq.lipschitz_bounds(model, images)
+    smallest = min(b.value for b in bounds.values() if b.kind == "certified")
+    assert bounds["local Jacobian"].value <= smallest
+    assert bounds["local Jacobian"].value == pytest.approx(smallest, rel=1e-5)
+
+
+def test_local_jacobian_norms_do_not_depend_on_the_batch() -> None:
+    model = classifier(activation="tanh")
+    images = pictures(model, 7)
+    expected = local_jacobian_norms(model, images)
+    assert expected.shape == (7,)
+    torch.testing.assert_close(local_jacobian_norms(model, images, batch_size=3), expected)
+    torch.testing.assert_close(local_jacobian_norms(model, images[2:3])[0], expected[2])
+
+
+def test_local_jacobian_leaves_no_gradients_behind() -> None:
+    model = classifier()
+    with torch.no_grad():
+        local_jacobian_norms(model, pictures(model))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_estimate_at_no_images_is_zero() -> None:
+    model = classifier()
+    assert local_jacobian_norms(model, pictures(model, 0)).shape == (0,)
+    bound = mondeq.lipschitz_bounds(model, pictures(model, 0))["local Jacobian"]
+    assert (bound.value, bound.kind) == (0.0, "estimate")
+
+
+def test_images_must_fit() -> None:
+    model = classifier()
+    with pytest.raises(InvalidArgument, match=r"`images` must have shape \(batch, 2, 2, 3\), got \(4, 3, 2, 2\)"):
+        mondeq.lipschitz_bounds(model, torch.zeros(4, 3, 2, 2))
+    for bad in (math.nan, math.inf):
+        with pytest.raises(InvalidArgument, match="NaN or inf"):
+            mondeq.lipschitz_bounds(model, torch.full((2, 2, 2, 3), bad))
+
+
+# -- what is proved and what is not --------------------------------------------------------------------------------
+
+
+@each_kind
+def test_kinds_and_assumptions_are_stated(kind: str) -> None:
+    model = classifier(kind)
+    bounds = mondeq.lipschitz_bounds(model, pictures(model))
+    for name, bound in bounds.items():
+        assert bound.kind == ("estimate" if name == "local Jacobian" else "certified")
+        assert bound.method
+        assert bound.assumptions
+        assert (bound.pairs is None) == (bound.kind == "estimate")
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            bound.value = 0.0  # type: ignore[misc]
+
+
+def test_an_estimate_never_reaches_a_certificate() -> None:
+    model = classifier()
+    bounds = mondeq.lipschitz_bounds(model)
+    tempting = mondeq.Bound(0.0, "estimate", "a guess", "none", pairs=torch.zeros(3, 3, dtype=torch.float64))
+    assert torch.equal(best_pairs(bounds | {"guess": tempting}), best_pairs(bounds))
+    certified = torch.stack([b.pairs for b in bounds.values()])
+    assert torch.equal(best_pairs(bounds), certified.amin(0))
+    assert torch.equal(pair_constants(model), best_pairs(bounds))
+
+
+@each_kind
+def test_bounds_are_of_the_float64_network(kind: str) -> None:
+    """The same numbers whether the model is held in float32 or float64, and the model itself is left alone."""
+    model = classifier(kind).train()
+    single = mondeq.lipschitz_bounds(model)
+    assert model.training
+    assert next(model.parameters()).dtype == torch.float32
+    double = mondeq.lipschitz_bounds(exact_copy(model))
+    assert {k: b.value for k, b in single.items()} == {k: b.value for k, b in double.items()}
+
+
+# -- scales --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=10)
+@given(
+    kind=st.sampled_from(KINDS), scale=log_uniform(1e-6, 1e6), head=log_uniform(1e-6, 1e6), seed=st.integers(0, 1000)
+)
+def test_bounds_hold_at_every_scale(kind: str, scale: float, head: float, seed: int) -> None:
+    """Inside the map and before it: a multiple of U and W_o multiplies the product bound, and no pair violates it."""
+    model = classifier(kind, seed=seed).double()
+    before = product_bound(exact_copy(model)).value
+    with torch.no_grad():
+        if kind == "dense":
+            model.linear.get_parameter("U").mul_(scale)
+            model.head_weight.mul_(head)
+            assert product_bound(exact_copy(model)).value == pytest.approx(before * scale * head, rel=1e-8)
+        else:
+            model.linear.get_parameter("V").mul_(min(scale, 1e3))
+    check_lipschitz(model, ascent=3, seed=seed)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
+@each_kind
+def test_extreme_weights_give_a_number_that_is_sound(kind: str, scale: float) -> None:
+    """Squares of these leave the range of float32 and some that of float64's precision; inf is a fair answer."""
+    model = classifier(kind, scale=scale)
+    bounds = mondeq.lipschitz_bounds(model, pictures(model))
+    for name, bound in bounds.items():
+        assert bound.value >= 0, name
+    head, _, gain = norms(exact_copy(model))
+    if kind == "dense" and scale < 1:
+        # A is mI up to rounding, so the product is the truth.
+        assert bounds["product"].value == pytest.approx(head * gain, rel=1e-6)
+        assert bounds["product"].value >= bounds["local Jacobian"].value
+
+
+def unprovable() -> mondeq.Classifier:
+    """FᵀF of size 10¹⁸ beside m = 10⁻³: rounding swallows m even in float64."""
+    model = classifier(m=1e-3)
+    with torch.no_grad():
+        model.linear.get_parameter("F").fill_(1e9)
+    return model
+
+
+def test_without_a_provable_m_the_bound_is_infinite() -> None:
+    model = unprovable()
+    bounds = mondeq.lipschitz_bounds(model)
+    assert bounds["product"].value == math.inf
+    assert all(b.value == math.inf or b.value > 0 for b in bounds.values())
+    labels = torch.zeros(3, dtype=torch.int64)
+    report = mondeq.certify(model, pictures(model, 3), labels)
+    assert (report.radius == 0).all()
+    assert (report.error_bound == math.inf).all()
+
+
+@pytest.mark.parametrize("value", [300.0, 800.0, -800.0])
+def test_an_overflowing_metric_is_not_certified(value: float) -> None:
+    model = classifier("lipschitz")
+    with torch.no_grad():
+        model.linear.get_parameter("log_metric")[0] = value
+    for bound in mondeq.lipschitz_bounds(model).values():
+        assert bound.value == math.inf or bound.value > 0
+        assert not math.isnan(bound.value)
+
+
+@pytest.mark.parametrize("name", ["U", "head"])
+@each_kind
+def test_a_constant_network_has_constant_zero(kind: str, name: str) -> None:
+    model = classifier(kind)
+    with torch.no_grad():
+        (model.head_weight if name == "head" else model.linear.get_parameter("U")).zero_()
+    bounds = mondeq.lipschitz_bounds(model, pictures(model))
+    for bound in bounds.values():
+        assert bound.value == pytest.approx(0, abs=1e-100)
+        assert bound.pairs is None or float(bound.pairs.abs().max()) <= 1e-100
+
+
+def test_bounds_of_nothing_but_one_class_difference() -> None:
+    """Equal rows of W_o: their gap is constant, the others are not."""
+    model = classifier()
+    with torch.no_grad():
+        model.head_weight[1] = model.head_weight[0]
+    pairs: Tensor = pair_constants(model)
+    assert float(pairs[0, 1]) == pytest.approx(0, abs=1e-12)
+    assert (pairs[2, :2] > 0).all()
+
+
+@pytest.mark.parametrize("changes", [None, {"kind": "estimate"}, {"pairs": None}])
+def test_certifying_with_nothing_certified_is_refused(changes: dict[str, Any] | None) -> None:
+    model = classifier()
+    own = mondeq.lipschitz_bounds(model)
+    bounds = {} if changes is None else {k: dataclasses.replace(b, **changes) for k, b in own.items()}
+    with pytest.raises(InvalidArgument, match="`bounds`"):
+        mondeq.certify(model, pictures(model, 2), torch.zeros(2, dtype=torch.int64), bounds=bounds)

@@ -1,0 +1,91 @@
+"""Small networks and data for the tests of mondeq: random weights of a chosen scale, random pictures."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import mondeq
+from mondeq.data import Dataset, Split
+
+KINDS = ("dense", "lipschitz")
+Array = NDArray[Any]
+
+
+def classifier(kind: str = "dense", *, seed: int = 0, scale: float = 1.0, **settings: Any) -> mondeq.Classifier:
+    """A classifier of 2×3 pictures with two channels into three classes, 5 features, random weights times `scale`."""
+    torch.manual_seed(seed)
+    defaults: dict[str, Any] = {
+        "kind": kind,
+        "image_shape": (2, 2, 3),
+        "classes": 3,
+        "features": 5,
+        "mean": (0.4, 0.6),
+        "std": (0.5, 0.25),
+    }
+    model = mondeq.Classifier(mondeq.ModelConfig(**(defaults | settings))).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.endswith("log_m"):
+                parameter.mul_(scale)
+    return model
+
+
+def pictures(model: mondeq.Classifier, count: int = 7, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Random images (count, *image_shape) with pixels in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, *model.config.image_shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def labels_of(model: mondeq.Classifier, count: int = 7, *, seed: int = 0) -> Tensor:
+    return torch.randint(model.config.classes, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_dataset(
+    *, train: int = 48, test: int = 20, shape: tuple[int, int, int] = (1, 4, 4), classes: int = 3
+) -> Dataset:
+    """Random pictures whose class is the brightest of the first `classes` rows: there is something to learn."""
+    generator = torch.Generator().manual_seed(0)
+    splits = []
+    for count in (train, test):
+        images = torch.randint(256, (count, *shape), generator=generator, dtype=torch.uint8)
+        labels = images.float().mean(dim=(1, 3))[:, :classes].argmax(1)
+        splits.append(Split(images, labels))
+    return Dataset("tiny", *splits, tuple("abcdefgh"[:classes]))
+
+
+def model_for(dataset: Dataset, kind: str = "dense", *, seed: int = 0, **settings: Any) -> mondeq.Classifier:
+    """A classifier of `dataset` with 6 features."""
+    torch.manual_seed(seed)
+    channels, height, width = dataset.train.images.shape[1:]
+    defaults: dict[str, Any] = {
+        "kind": kind,
+        "image_shape": (channels, height, width),
+        "classes": len(dataset.classes),
+        "features": 6,
+        "mean": dataset.mean,
+        "std": dataset.std,
+    }
+    return mondeq.Classifier(mondeq.ModelConfig(**(defaults | settings)))
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the state, for comparing."""
+    return copy.deepcopy(module.state_dict())
+
+
+def same_weights(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """To the last bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def array(tensor: Tensor) -> Array:
+    return np.asarray(tensor.detach().double())
+
+
+def log_uniform(low: float, high: float) -> st.SearchStrategy[float]:
+    return st.floats(np.log10(low), np.log10(high)).map(lambda exponent: float(10**exponent))
