@@ -79,6 +79,17 @@ class Arctan(splitting.Activation):
         return 1 / (1 + y.square())
 
 
+@dataclass(frozen=True)
+class Staircase(splitting.Activation):
+    """(y + sin y)/2, flat at every odd multiple of π: there, unsafeguarded Newton steps go anywhere."""
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return (y + y.sin()) / 2
+
+    def derivative(self, y: Tensor) -> Tensor:
+        return (1 + y.cos()) / 2
+
+
 def _fixed(activation: splitting.Activation) -> ActivationFactory:
     return lambda shape, dtype: activation
 
@@ -102,6 +113,7 @@ SMOOTH_ACTIVATIONS: dict[str, ActivationFactory] = {
     "Sigmoid": _fixed(splitting.Sigmoid()),
     "Softplus": _fixed(splitting.Softplus()),
     "Arctan": _fixed(Arctan()),
+    "Staircase": _fixed(Staircase()),
     "Scale": _scale,
     "Masked(Tanh)": _masked(splitting.Tanh()),
 }

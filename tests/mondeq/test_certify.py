@@ -175,7 +175,7 @@ def test_a_solver_that_cannot_finish_certifies_nothing(monkeypatch: pytest.Monke
     assert (report.radius == 0).all()
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(
     kind=st.sampled_from(KINDS),
     scale=log_uniform(1e-2, 30),
@@ -199,9 +199,9 @@ def test_certificates_hold_for_weights_of_any_scale(
 def test_gradient_ascent_finds_nothing_in_a_trained_networks_balls(
     kind: str, trained: dict[str, mondeq.Classifier], digits: Dataset
 ) -> None:
-    images, labels = digits.test.images[:40].float() / 255, digits.test.labels[:40]
+    images, labels = digits.test.images[:20].float() / 255, digits.test.labels[:20]
     report = mondeq.certify(trained[kind], images, labels)
-    assert check_certificate(trained[kind], images, labels, report, samples=5, ascent=10) >= 35
+    assert check_certificate(trained[kind], images, labels, report, samples=5, ascent=10) >= 18
 
 
 @each_kind
@@ -246,7 +246,7 @@ def test_minimum_norm_attacks_stop_outside_the_radius(
     chosen = report.correct
     images, labels, radius = images[chosen], labels[chosen], report.radius[chosen]
     target = foolbox.models.PyTorchModel(model, bounds=(0, 1), device="cpu")
-    attack = getattr(foolbox.attacks, name)(steps=30)
+    attack = getattr(foolbox.attacks, name)(steps=20)
     found, _, fooled = attack(target, images, labels, epsilons=None)
     assert fooled.float().mean() > 0.9
     distance = (found - images).double().flatten(1).norm(dim=1)[fooled]

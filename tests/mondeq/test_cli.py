@@ -760,11 +760,12 @@ def test_numbers_that_make_no_sense(options: list[str], message: str, call: Call
     call.fails(2, message, options[0], runs["dense"], *options[1:])
 
 
-@pytest.mark.parametrize("command", ["certify", "bound", "info"])
-def test_json_that_cannot_be_written(command: str, call: Call, runs: dict[str, Path], tmp_path: Path) -> None:
-    call.fails(1, "cannot write .*absent/f.json", command, runs["dense"], "--json", tmp_path / "absent" / "f.json")
+@pytest.mark.parametrize("command", [["certify", "--limit", "5"], ["bound", "--images", "0"], ["info"]])
+def test_json_that_cannot_be_written(command: list[str], call: Call, runs: dict[str, Path], tmp_path: Path) -> None:
+    arguments = (command[0], runs["lipschitz"], *command[1:], "--json")
+    call.fails(1, r"cannot write .*absent/f\.json", *arguments, tmp_path / "absent" / "f.json")
     (tmp_path / "folder").mkdir()
-    call.fails(1, "cannot write .*folder", command, runs["dense"], "--json", tmp_path / "folder")
+    call.fails(1, "cannot write .*folder", *arguments, tmp_path / "folder")
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 

@@ -110,18 +110,18 @@ def as_function(linear: Linear, activation: splitting.Activation, **options: Any
 
 # With n = 7 a batch of 2 takes the thin branch of the gradient to F (3·batch < n), a batch of 3 the other.
 @pytest.mark.parametrize("batch", [2, 3])
-@pytest.mark.parametrize("activation", [splitting.Softplus(), splitting.LeakyReLU(0.2)])
-def test_dense_gradients_are_finite_differences(batch: int, activation: splitting.Activation) -> None:
+@pytest.mark.parametrize(("activation", "fast"), [(splitting.LeakyReLU(0.2), False), (splitting.Softplus(), True)])
+def test_dense_gradients_are_finite_differences(batch: int, activation: splitting.Activation, fast: bool) -> None:
     function, arguments = as_function(dense(7), activation, batch=batch)
     assert len(arguments) == 6
-    assert torch.autograd.gradcheck(function, arguments, eps=1e-5, atol=1e-6, rtol=1e-5)
+    assert torch.autograd.gradcheck(function, arguments, eps=1e-5, atol=1e-6, rtol=1e-5, fast_mode=fast)
 
 
-@pytest.mark.parametrize("activation", [splitting.Tanh(), splitting.ReLU()])
-def test_lipschitz_dense_gradients_are_finite_differences(activation: splitting.Activation) -> None:
+@pytest.mark.parametrize(("activation", "fast"), [(splitting.ReLU(), False), (splitting.Tanh(), True)])
+def test_lipschitz_dense_gradients_are_finite_differences(activation: splitting.Activation, fast: bool) -> None:
     function, arguments = as_function(lipschitz(), activation, batch=3)
     assert len(arguments) == 7
-    assert torch.autograd.gradcheck(function, arguments, eps=1e-5, atol=1e-6, rtol=1e-5)
+    assert torch.autograd.gradcheck(function, arguments, eps=1e-5, atol=1e-6, rtol=1e-5, fast_mode=fast)
 
 
 @pytest.mark.parametrize(("make", "batch"), [(dense, 1), (dense, 2), (lipschitz, 2)])
@@ -253,10 +253,10 @@ def test_source_rounding_covers_the_rounding(data: st.DataObject, dtype: torch.d
             weight = [1.0] * len(got) if metric is None else array(metric).tolist()
             size = mpmath.sqrt(sum(w * e**2 for w, e in zip(weight, error, strict=True)))
             assert size <= allowed
-    # And it is a rounding, not a guess.
-    assert float(bound.max()) <= 1e3 * torch.finfo(dtype).eps * float(
-        linear.operator().norm(linear.U.detach().abs().sum(1, keepdim=True).mT + linear.b.detach().abs()).double()
-    ) * max(1.0, float(x.abs().max()))
+    # And it is a rounding, not a guess: a few hundred units in the last place of |U||x| + |b|.
+    with torch.no_grad():
+        size = x.abs() @ linear.U.abs().mT + linear.b.abs()
+        assert (bound <= 1e3 * torch.finfo(dtype).eps * linear.operator().norm(size)).all()
 
 
 # -- the built-in Lipschitz constant -------------------------------------------------------------------------------
@@ -311,7 +311,7 @@ def test_gamma_is_proved_whatever_the_weights(seed: int, scales: dict[str, float
     assert bound.value <= gamma * (1 + 1e-6)
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(st.data(), activations())
 def test_the_read_out_is_gamma_lipschitz(data: st.DataObject, activation: splitting.Activation) -> None:
     """Pairs ascended towards the worst case never pass γ, with every activation."""

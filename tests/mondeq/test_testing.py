@@ -85,7 +85,7 @@ def test_drawn_parameterizations_are_provably_monotone(
     assert linear.operator().strong_monotonicity > 0
 
 
-def drawn(strategy: st.SearchStrategy[Any], count: int = 300) -> list[Any]:
+def drawn(strategy: st.SearchStrategy[Any], count: int = 150) -> list[Any]:
     found = []
 
     @settings(max_examples=count, phases=[hypothesis.Phase.generate], database=None)
@@ -143,7 +143,7 @@ def test_without_hypothesis_one_line_says_what_to_install(monkeypatch: pytest.Mo
 # -- uniqueness ----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.data(), parameterizations(), activations(), st.integers(0, 1000))
 def test_unique_equilibrium(
     data: st.DataObject,
@@ -178,7 +178,7 @@ def test_unique_equilibrium_needs_a_provable_m() -> None:
 # -- Lipschitz bounds ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(st.data(), parameterizations(), activations(), st.integers(0, 1000))
 def test_lipschitz_bounds_hold(
     data: st.DataObject,

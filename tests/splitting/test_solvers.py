@@ -296,6 +296,18 @@ def test_douglas_rachford_is_the_average(activation: str) -> None:
     assert torch.equal(half.gap, full.gap)
 
 
+def test_douglas_rachford_needs_no_strong_monotonicity() -> None:
+    """For a rotation m = 0: Peaceman–Rachford only turns around the answer, the average with the identity closes in."""
+    A = splitting.DenseOperator(torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64))
+    source = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    problem = splitting.Inclusion(A, source, splitting.Identity())
+    history = attempt(problem, splitting.PeacemanRachford(0.7)).history
+    assert float(history[-1]) > 0.3 * float(history[0])
+    solution = attempt(problem, splitting.DouglasRachford(0.7), max_steps=300)
+    assert solution.status.ok
+    torch.testing.assert_close(solution.value, torch.tensor([[-2.0, 1.0]], dtype=torch.float64))
+
+
 @each_solver
 @each_operator
 def test_warm_start_at_the_solution(solver: str, operator: str) -> None:
