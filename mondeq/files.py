@@ -12,42 +12,92 @@ from typing import Any
 
 from mondeq.errors import RunError
 
+Writer = Callable[[Path], None]
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+
+def replace_file(path: Path, write: Writer) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk and move it there in one step."""
+    replace_files({path: write})
+
+
+def replace_files(writers: dict[Path, Writer]) -> None:
+    """Replace several files that belong together: all are written in full before the first is moved into place, and
+    where moving one fails those moved before it are put back. Raises RunError where the disk says no."""
+    temporary: dict[Path, Path] = {}
+    path = next(iter(writers))
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
+        for path, write in writers.items():
+            temporary[path] = _reserve(path)
+            write(temporary[path])
+            _flush(temporary[path])
+        _move(temporary)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}; choose a writable folder") from None
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        # mkstemp makes files private; a run is as readable as anything else its user writes.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}; is the disk full?") from None
+        raise RunError(f"cannot write {path}: {error.strerror or error}; choose a writable folder with room") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        for left in temporary.values():
+            left.unlink(missing_ok=True)
+
+
+def _reserve(path: Path) -> Path:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    return Path(name)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    # mkstemp makes files private; a run is as readable as anything else its user writes.
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
+def _move(temporary: dict[Path, Path]) -> None:
+    """Move every temporary file to its place, or none."""
+    kept: dict[Path, Path] = {}
+    done: list[Path] = []
+    try:
+        for path in temporary:
+            if path.is_file():
+                kept[path] = path.with_name(f".{path.name}.before")
+                kept[path].unlink(missing_ok=True)
+                os.link(path, kept[path])
+        for path, source in temporary.items():
+            source.replace(path)
+            done.append(path)
+    except BaseException:
+        for path in done:
+            if path in kept:
+                os.replace(kept[path], path)
+            else:
+                path.unlink()
+        raise
+    finally:
+        for before in kept.values():
+            before.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """`text` as UTF-8, in one step."""
 
+    replace_file(path, text_writer(text))
+
+
+def text_writer(text: str) -> Writer:
     def write(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
-    replace_file(path, write)
+    return write
 
 
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON; inf and NaN, which JSON does not have, become null."""
-    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

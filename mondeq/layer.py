@@ -57,7 +57,7 @@ class EquilibriumLayer(nn.Module):
 
         Computes in the dtype of the weights, also inside `torch.autocast`.
         """
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(self._device.type, enabled=False):
             operator, solver = self._operator()
             return splitting.equilibrium(
                 splitting.Inclusion(operator, self.linear.source(x), self.activation),
@@ -74,22 +74,28 @@ class EquilibriumLayer(nn.Module):
         self, x: Tensor, *, tol: float | None = None, max_steps: int | None = None, initial: Tensor | None = None
     ) -> splitting.Solution:
         """The same point without a graph, with per-sample diagnostics; `initial` is a state to start from."""
-        operator, solver = self._operator()
-        return splitting.solve(
-            splitting.Inclusion(operator, self.linear.source(x), self.activation),
-            solver,
-            tol=self.tol if tol is None else tol,
-            max_steps=self.max_steps if max_steps is None else max_steps,
-            initial=initial,
-            on_failure=self.on_failure,
-        )
+        with torch.autocast(self._device.type, enabled=False):
+            operator, solver = self._operator()
+            return splitting.solve(
+                splitting.Inclusion(operator, self.linear.source(x), self.activation),
+                solver,
+                tol=self.tol if tol is None else tol,
+                max_steps=self.max_steps if max_steps is None else max_steps,
+                initial=initial,
+                on_failure=self.on_failure,
+            )
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.linear.parameters()).device
 
     def _operator(self) -> tuple[splitting.Operator, splitting.Solver]:
         weights = [*self.linear.parameters(), *self.linear.buffers()]
         if self.training or any(map(is_transformed, weights)):
             return self.linear.operator(), self.solver
         if self._kept is None or not self._kept.matches(weights, self.solver):
-            with torch.no_grad():
+            # What is kept must serve later calls outside inference mode too.
+            with torch.inference_mode(False), torch.no_grad():
                 operator = self.linear.operator()
                 self._kept = _Kept(
                     [w.detach().clone() for w in weights], self.solver, operator, self.solver.tuned(operator)
@@ -116,5 +122,7 @@ class _Kept:
     tuned: splitting.Solver
 
     def matches(self, weights: list[Tensor], solver: splitting.Solver) -> bool:
+        if self.solver != solver or len(self.weights) != len(weights):
+            return False
         same_kind = all(k.dtype == w.dtype and k.device == w.device for k, w in zip(self.weights, weights, strict=True))
-        return self.solver == solver and same_kind and all(map(torch.equal, self.weights, weights))
+        return same_kind and all(map(torch.equal, self.weights, weights))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,10 +72,12 @@ class ModelConfig:
                 f"`image_shape` must be (channels, height, width) with one `mean` and `std` per channel, got "
                 f"{self.image_shape}, {len(self.mean)} means, {len(self.std)} stds"
             )
-        if not all(s > 0 for s in self.std):
-            raise ConfigError(f"`std` must be > 0 in every channel, got {self.std}; is a channel constant?")
-        if self.classes < 2:
-            raise ConfigError(f"`classes` must be ≥ 2, got {self.classes}")
+        if not all(math.isfinite(value) for value in self.mean):
+            raise ConfigError(f"`mean` must be finite, got {self.mean}")
+        if not all(0 < value < math.inf for value in self.std):
+            raise ConfigError(f"`std` must be > 0 in every channel and finite, got {self.std}; is a channel constant?")
+        if not isinstance(self.classes, int) or self.classes < 2:
+            raise ConfigError(f"`classes` must be ≥ 2, a whole number, got {self.classes}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
@@ -94,19 +97,20 @@ class ModelConfig:
 
 
 class Normalise(nn.Module):
-    """(x − mean)/std per channel, for images (batch, channels, height, width)."""
-
-    mean: Tensor
-    std: Tensor
+    """(x − mean)/std per channel, for images (batch, channels, height, width). mean, std: numbers, not weights."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        # Not weights: the configuration holds them.
-        self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1), persistent=False)
+        self._mean, self._std = mean, std
 
     def forward(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
+        mean, std = self.constants(images)
+        return (images - mean) / std
+
+    def constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """mean and std as (channels, 1, 1), of the dtype and on the device of `like`."""
+        pair = torch.tensor([self._mean, self._std], dtype=like.dtype, device=like.device)[:, :, None, None]
+        return pair[0], pair[1]
 
 
 class Classifier(nn.Module):
@@ -166,7 +170,8 @@ class Classifier(nn.Module):
     def pixel_scale(self) -> Tensor:
         """d(prepare)/d(images): 1/std of every input entry, (in_features,), float64."""
         _, height, width = self.config.image_shape
-        return (1 / self.normalise.std.double()).expand(-1, height, width).flatten()
+        _, std = self.normalise.constants(self.head_weight.double())
+        return (1 / std).expand(-1, height, width).flatten()
 
 
 def _parameterization(config: ModelConfig) -> Parameterization:

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mondeq.errors import ConfigError, RunError
-from mondeq.files import read_json, replace_file, write_json
+from mondeq.files import Writer, json_text, read_json, replace_file, replace_files, text_writer
 from mondeq.models import Classifier, ModelConfig
+from splitting.errors import SplittingError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _FORMAT = 1
@@ -28,8 +29,10 @@ def save(model: Classifier, folder: str | Path, **extra: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make the folder {folder}: {error.strerror}") from None
-    write_json(folder / CONFIG, {"format": _FORMAT, "model": model.config.to_dict(), **extra})
-    write_tensors(folder / WEIGHTS, model.state_dict())
+    config = {"format": _FORMAT, "model": model.config.to_dict(), **extra}
+    replace_files(
+        {folder / CONFIG: text_writer(json_text(config)), folder / WEIGHTS: _tensor_writer(model.state_dict())}
+    )
 
 
 def load(folder: str | Path, *, device: str | torch.device = "cpu") -> Classifier:
@@ -44,38 +47,49 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> Classifie
     config = read_json(folder / CONFIG)
     if config.get("format") != _FORMAT or not isinstance(config.get("model"), dict):
         raise RunError(f"{folder / CONFIG} is not of format {_FORMAT}; it was not written by this version of mondeq")
-    try:
-        model = Classifier(ModelConfig.from_dict(config["model"]))
-    except (ConfigError, TypeError, ValueError) as error:
-        raise RunError(f"{folder / CONFIG}: {error}") from None
     tensors = read_tensors(folder / WEIGHTS)
-    if tensors and all(t.dtype == torch.float64 for t in tensors.values()):
-        model = model.double()
-    check_tensors(tensors, dict(model.state_dict()), folder / WEIGHTS)
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors.values()) else torch.float32
+    try:
+        model_config = ModelConfig.from_dict(config["model"])
+        # Without memory behind it first: a config that asks for absurd sizes is found out by its tensors.
+        with torch.device("meta"):
+            expected = dict(Classifier(model_config).to(dtype).state_dict())
+        check_tensors(tensors, expected, folder / WEIGHTS)
+        model = Classifier(model_config).to(dtype)
+    except RunError:
+        raise
+    except (ConfigError, SplittingError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        reason = str(error).partition("\n")[0]
+        raise RunError(f"{folder / CONFIG} describes no model: {reason}") from None
     model.load_state_dict(tensors)
     return model.to(device).eval()
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """`tensors` as a safetensors file, in one atomic step."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    replace_file(path, lambda temporary: save_file(plain, temporary, metadata))
+    replace_file(path, _tensor_writer(tensors, metadata))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises RunError for anything else, above all for a pickle."""
     try:
         with path.open("rb") as file:
-            start = file.read(8)
+            start = file.read(9)
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}") from None
     # torch.save writes zip archives or bare pickles; either can run code when loaded.
-    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+    # A safetensors file may begin with the same bytes, the length of its header, but then has that header's brace.
+    if start[8:] != b"{" and start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise RunError(f"{path} is a pickle, which can run code when loaded; only safetensors files are read")
     try:
         return load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise RunError(f"{path} is damaged or not a safetensors file ({error}); restore it or train again") from None
+
+
+def _tensor_writer(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Writer:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return lambda temporary: save_file(plain, temporary, metadata)
 
 
 def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:

@@ -130,7 +130,7 @@ class Operator(ABC):
     def _cached(self, key: object, compute: Callable[[], T]) -> T:
         """`compute()`, once per set of values, without a graph."""
         if key not in self._cache:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():
                 self._cache[key] = compute()
         value: T = self._cache[key]
         return value

@@ -94,8 +94,8 @@ class _GapCertifier:
 
     def _source_error(self, images: Tensor) -> Tensor:
         """‖z*(c) − z*(fl(c))‖_Λ ≤ ‖c − fl(c)‖_Λ/m, c = U(x − mean)/std + b."""
-        normalise = self.exact.normalise
-        size = ((images.abs() + normalise.mean.abs()) / normalise.std).flatten(1)
+        mean, std = self.exact.normalise.constants(images)
+        size = ((images.abs() + mean.abs()) / std).flatten(1)
         return self.exact.linear.source_rounding(size) / self.operator.strong_monotonicity
 
     def _readout_error(self, z: Tensor) -> Tensor:

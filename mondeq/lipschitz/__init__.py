@@ -10,6 +10,7 @@ from mondeq.lipschitz.local import local_jacobian_bound, local_jacobian_norms
 from mondeq.lipschitz.matrix_inequality import LARGEST_SEARCH, matrix_inequality_bound, optimised_metric
 from mondeq.lipschitz.product import product_bound
 from mondeq.models import Classifier, exact_copy
+from splitting.errors import InvalidArgument
 
 
 def lipschitz_bounds(model: Classifier, images: Tensor | None = None) -> dict[str, Bound]:
@@ -36,6 +37,8 @@ def pair_constants(model: Classifier) -> Tensor:
 def best_pairs(bounds: dict[str, Bound]) -> Tensor:
     """The entrywise minimum of the certified `pairs`."""
     certified = [b.pairs for b in bounds.values() if b.kind == "certified" and b.pairs is not None]
+    if not certified:
+        raise InvalidArgument("`bounds` hold no certified constants of gaps; pass those of lipschitz_bounds(model)")
     return torch.stack(certified).amin(0)
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mondeq.lipschitz.bound import Bound
 from mondeq.models import Classifier, exact_copy
+from splitting.errors import InvalidArgument
 
 
 def local_jacobian_norms(model: Classifier, images: Tensor, *, batch_size: int = 256) -> Tensor:
@@ -15,6 +16,8 @@ def local_jacobian_norms(model: Classifier, images: Tensor, *, batch_size: int =
     One adjoint solve per class, in float64 to 1e-10, gives the rows of the Jacobian. At a kink of the activation it is
     the Jacobian of the selection that `derivative` makes. Raises InvalidArgument for images of the wrong shape.
     """
+    if not bool(torch.isfinite(images).all()):
+        raise InvalidArgument("`images` hold NaN or inf; the classifier has no Jacobian there")
     exact = exact_copy(model)
     return torch.cat([_jacobian_norms(exact, chunk) for chunk in images.split(batch_size)])
 

@@ -20,28 +20,26 @@ class Dense(DenseInput):
     Source: Winston & Kolter 2020, arXiv 2006.08591.
     """
 
-    _fixed_m: Tensor
-
     def __init__(self, in_features: int, features: int, m: float = 1.0, *, learn_m: bool = False) -> None:
         super().__init__(in_features, features)
         bound = features**-0.5
         self.F = nn.Parameter(torch.empty(features, features).uniform_(-bound, bound))
         self.G = nn.Parameter(torch.empty(features, features).uniform_(-bound, bound))
-        check_positive("m", m)
+        self._fixed_m = check_positive("m", m)
         self.log_m = nn.Parameter(torch.tensor(math.log(m))) if learn_m else None
-        # A fixed m is the constructor's argument, not a weight.
-        self.register_buffer("_fixed_m", torch.tensor(float(m)), persistent=False)
 
     @property
     def m(self) -> Tensor:
         """Strong monotonicity of I − W, a scalar tensor."""
-        return self._fixed_m if self.log_m is None else self.log_m.exp()
+        if self.log_m is None:
+            return torch.tensor(self._fixed_m, dtype=self.F.dtype, device=self.F.device)
+        return self.log_m.exp()
 
     def operator(self) -> splitting.DenseOperator:
         return GramSkewOperator(self.F, self.G, self.m)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, features={self.features}, m={float(self.m):.4g}"
+        return f"in_features={self.in_features}, features={self.features}, m={float(self.m.detach()):.4g}"
 
 
 class GramSkewOperator(splitting.DenseOperator):

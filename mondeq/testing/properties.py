@@ -227,8 +227,8 @@ class _Exact:
         solution = self.layer.solve(self.prepare(x), tol=_TOL, max_steps=_MAX_STEPS)
         size = x.abs()
         if self.classifier is not None:
-            normalise = self.classifier.normalise
-            size = (size + normalise.mean.abs()) / normalise.std
+            mean, std = self.classifier.normalise.constants(size)
+            size = (size + mean.abs()) / std
         rounding = self.linear.source_rounding(size.flatten(1)) / self.operator.strong_monotonicity
         return solution.value, solution.error_bound + rounding
 

@@ -689,6 +689,21 @@ def test_resuming_with_other_settings(options: list[str], message: str, call: Ca
     assert {p.name: p.read_bytes() for p in runs["dense"].iterdir()} == before
 
 
+@pytest.mark.parametrize("change", [{"epsilon": 0.123}, {"mean": [0.25]}, {"std": [0.75]}, {"tol": 1e-6}])
+def test_resuming_takes_the_model_as_it_is_stored(
+    change: dict[str, Any], call: Call, trained_runs: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as the defaults, the recipe and the data of today would make it."""
+    run = trained_runs.copy("lipschitz", tmp_path / "run")
+    config = json.loads((run / CONFIG).read_text())
+    config["model"] |= change
+    (run / CONFIG).write_text(json.dumps(config))
+    seen = []
+    monkeypatch.setattr(Trainer, "run", lambda self: seen.append(self.model.config))
+    assert call("train", "--resume", "--out", run).code == 0
+    assert seen == [mondeq.ModelConfig.from_dict(config["model"])]
+
+
 @pytest.mark.parametrize(
     "change",
     [

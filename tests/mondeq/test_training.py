@@ -18,6 +18,7 @@ import mondeq
 import splitting
 from mondeq.data import Dataset
 from mondeq.errors import ConfigError, RunError, TrainingError
+from mondeq.models import ACTIVATIONS, SOLVERS
 from mondeq.runs import WEIGHTS, read_tensors
 from mondeq.training import Epoch, Trainer, TrainingConfig, checkpoint, margin_loss, training_constants
 from mondeq.training.progress import Tally, write_history
@@ -328,6 +329,35 @@ def test_gradients_are_clipped(data: Dataset, tmp_path: Path, monkeypatch: pytes
     clipped = gradient_norms(trainer_for(data, tmp_path, epochs=1, clip=1e-2), monkeypatch)
     assert min(free) > 0.1
     assert clipped == pytest.approx([1e-2] * 3, rel=1e-3)
+
+
+def test_every_solver_trains_alike(data: Dataset, tmp_path: Path) -> None:
+    """All solve the same problems, forward and backward, so all take the same steps."""
+    found = {}
+    for name in SOLVERS:
+        trainer = trainer_for(data, tmp_path, epochs=1)
+        trainer.model.layer.solver = SOLVERS[name]
+        trainer.model.layer.tol = trainer.model.layer.backward_tol = 1e-6
+        trainer.model.layer.max_steps = 3000
+        trainer.run()
+        found[name] = weights(trainer.model)
+    expected = found.pop("peaceman-rachford")
+    assert len(found) == 4
+    for name, tensors in found.items():
+        for key, tensor in tensors.items():
+            torch.testing.assert_close(tensor, expected[key], rtol=1e-2, atol=1e-4, msg=f"{name}: {key}")
+
+
+@each_kind
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_every_activation_trains(kind: str, activation: str, data: Dataset, tmp_path: Path) -> None:
+    model = model_for(data, kind, activation=activation)
+    before = weights(model)
+    config = TrainingConfig("tiny", epochs=2, batch_size=16, lr=1e-2, radius=0.02)
+    Trainer(model, data, config, tmp_path, CPU).run()
+    after = weights(model)
+    assert all(bool(torch.isfinite(t).all()) for t in after.values())
+    assert not any(torch.equal(before[name], after[name]) for name in after)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])

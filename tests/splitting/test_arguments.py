@@ -15,6 +15,7 @@ SKEW = splitting.DenseOperator(monotone(2, m=0.0, gain=0.0))
 C = torch.ones(2, 3, dtype=torch.float64)
 PROBLEM = splitting.Inclusion(A, C, splitting.ReLU())
 UNPROVED = splitting.Inclusion(SKEW, torch.ones(2, 2, dtype=torch.float64), splitting.ReLU())
+NOT_FINITE = splitting.Inclusion(splitting.DenseOperator(monotone(3) * math.nan), C, splitting.ReLU())
 
 Call = Callable[[], object]
 
@@ -81,6 +82,11 @@ MISUSE: list[tuple[Call, type[Exception], str, str]] = [
     (solve(solver=splitting.Anderson(splitting.ForwardBackward(10.0))), InvalidArgument, "step", "2m/L²"),
     (lambda: splitting.solve(UNPROVED, splitting.ForwardBackward()), InvalidArgument, "operator", "strongly monotone"),
     (lambda: splitting.solve(UNPROVED, splitting.ForwardBackwardForward()), InvalidArgument, "operator", "≥ "),
+    # weights that are not numbers
+    *[
+        (lambda solver=solver: splitting.solve(NOT_FINITE, solver), InvalidArgument, "operator", detail)
+        for solver, detail in ((splitting.PeacemanRachford(), "NaN or inf"), (splitting.ForwardBackward(), "-inf"))
+    ],
     # solving
     (lambda: splitting.solve(A), InvalidType, "problem", "DenseOperator"),
     (solve(solver="peaceman"), InvalidType, "solver", "'peaceman'"),

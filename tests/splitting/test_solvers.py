@@ -35,7 +35,7 @@ def tried(operator: str, activation: str, dtype: torch.dtype) -> tuple[Known, li
     """A problem, and what every solver has after a few steps, converged or not."""
     torch.manual_seed(0)
     example = known(operator, activation, dtype)
-    return example, [attempt(example.problem, solver, max_steps=10) for solver in SOLVERS.values()]
+    return example, [attempt(example.problem, solver, max_steps=7) for solver in SOLVERS.values()]
 
 
 # -- all agree ---------------------------------------------------------------------------------------------------
@@ -101,7 +101,8 @@ def valid_solvers(draw: st.DrawFn, operator: splitting.Operator) -> Solver:
 def test_uniqueness(data: st.DataObject, problem: splitting.Inclusion) -> None:
     """Two starts anywhere, two solvers, two valid steps: one answer, within the sum of the bounds."""
     guesses = 10 * torch.randn(2, *problem.source.shape).to(problem.source.dtype)
-    first, second = (attempt(problem, data.draw(valid_solvers(problem.operator)), initial=z) for z in guesses)
+    solvers = (data.draw(valid_solvers(problem.operator)) for _ in guesses)
+    first, second = (attempt(problem, s, initial=z, max_steps=25) for s, z in zip(solvers, guesses, strict=True))
     apart = problem.operator.double().norm(first.value.double() - second.value.double())
     assert (apart <= first.error_bound + second.error_bound).all()
 
@@ -250,12 +251,13 @@ def dense_factor(operator: splitting.Operator, alpha: float) -> float:
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_contraction_factor(operator: str) -> None:
-    """An estimate from below of the dense norm, to two digits at least; and the theorem's bound lies above."""
+    """The dense norm: to rounding for small states, else from below to two digits; the theorem's bound lies above."""
     A = OPERATORS[operator](torch.float64)
     m, lipschitz = A.strong_monotonicity, A.lipschitz
+    slack = 1e-9 if A.state_shape.numel() <= 256 else 1e-2
     for alpha in (0.3 * A.typical_step, 1.1 * A.typical_step, 4 * A.typical_step):
         exact = dense_factor(A, alpha)
-        assert exact * (1 - 1e-2) <= splitting.contraction_factor(A, alpha) <= exact * (1 + 1e-9)
+        assert exact * (1 - slack) - 1e-7 <= splitting.contraction_factor(A, alpha) <= exact * (1 + 1e-9) + 1e-7
         theorem = math.sqrt(1 - 4 * alpha * m / (1 + 2 * alpha * m + (alpha * lipschitz) ** 2))
         assert exact <= theorem * (1 + 1e-9)
 
@@ -314,7 +316,7 @@ def test_warm_start_at_the_solution(solver: str, operator: str) -> None:
     """Started at the answer, one step confirms it; a second one is allowed for rounding."""
     example = known(operator, "Tanh")
     answer = example.answer
-    solution = attempt(example.problem, SOLVERS[solver], initial=answer)
+    solution = attempt(example.problem, SOLVERS[solver], initial=answer, tol=1e-8)
     assert solution.status.ok
     assert (solution.steps <= 2).all()
     torch.testing.assert_close(solution.value, answer, rtol=1e-8, atol=1e-8)
