@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -32,7 +33,8 @@ def replace_files(writers: dict[Path, Writer]) -> None:
             _flush(temporary[path])
         _move(temporary)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}; choose a writable folder with room") from None
+        remedy = "is the disk full?" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose a writable folder"
+        raise RunError(f"cannot write {path}: {error.strerror or error}; {remedy}") from None
     finally:
         for left in temporary.values():
             left.unlink(missing_ok=True)

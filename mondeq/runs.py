@@ -48,7 +48,8 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> Classifie
     if config.get("format") != _FORMAT or not isinstance(config.get("model"), dict):
         raise RunError(f"{folder / CONFIG} is not of format {_FORMAT}; it was not written by this version of mondeq")
     tensors = read_tensors(folder / WEIGHTS)
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors.values()) else torch.float32
+    double = bool(tensors) and all(t.dtype == torch.float64 for t in tensors.values())
+    dtype = torch.float64 if double else torch.float32
     try:
         model_config = ModelConfig.from_dict(config["model"])
         # Without memory behind it first: a config that asks for absurd sizes is found out by its tensors.

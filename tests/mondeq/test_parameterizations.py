@@ -278,8 +278,9 @@ def inequality(linear: mondeq.LipschitzDense) -> tuple[Tensor, Tensor]:
 def test_the_matrix_inequality_holds_for_weights_of_any_scale(linear: mondeq.LipschitzDense) -> None:
     """By its value, and by its smallest eigenvalue after symmetric scaling to unit diagonal."""
     left, right = inequality(linear)
-    B = linear.log_metric.detach().exp()[:, None] * linear.U.detach()
-    size = float(right.norm()) + float(linear.W_o.norm() ** 2 + B.norm() ** 2 + linear.S.norm()) / linear.gamma
+    with torch.no_grad():
+        B = linear.log_metric.exp()[:, None] * linear.U
+        size = float(right.norm() + (linear.W_o.norm() ** 2 + B.norm() ** 2) / linear.gamma + linear.S.norm())
     torch.testing.assert_close(left, right, rtol=0, atol=1e-12 * size)
     root = right.diagonal().rsqrt()
     unit = root[:, None] * left * root

@@ -99,6 +99,18 @@ def test_never_exceeded_by_rounding(matrix: str, activation: str) -> None:
     assert (A.strong_monotonicity * splitting.error_bound(problem, nearest) <= 1e-14 * scale).all()
 
 
+def test_never_exceeded_by_cancellation() -> None:
+    """Large entries whose products cancel: all of the error is that of A z, times 1/m."""
+    A = splitting.DenseOperator(monotone(4, m=1e-3, gain=1e4, skew=0.0, rank=2))
+    source = torch.randn(20, 4, dtype=torch.float64)
+    problem = splitting.Inclusion(A, source, splitting.Identity())
+    z = newton_step(problem, torch.zeros_like(source))
+    with mpmath.workdps(DIGITS):
+        matrix = mpmath.matrix(A.tensors[0].tolist())
+        for c, row, bound in zip(source.tolist(), z.tolist(), splitting.error_bound(problem, z).tolist(), strict=True):
+            assert mpmath.norm(mpmath.matrix(row) - mpmath.lu_solve(matrix, mpmath.matrix(c))) <= bound < mpmath.inf
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("operator", SMALL_OPERATORS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -135,6 +147,19 @@ def test_homogeneous_in_the_size_of_the_problem(size: float) -> None:
     bound = splitting.error_bound(splitting.Inclusion(A, source, splitting.ReLU()), torch.zeros_like(source))
     distance = math.sqrt(3) / 2 * size
     assert distance * (1 - 1e-15) <= float(bound) <= 2 * distance + 1e-150
+
+
+@pytest.mark.parametrize("size", [1.0, 1e30])
+def test_float32_problems_are_bounded_as_their_float64_twins(size: float) -> None:
+    """The exact numbers count, also where norms overflow in float32."""
+    matrix, source = (size * monotone(4)).float(), torch.randn(2, 4)
+    problem = splitting.Inclusion(splitting.DenseOperator(matrix), source, splitting.Tanh())
+    assert problem.operator.frobenius > 0  # whatever float32 makes of it
+    twin = splitting.Inclusion(splitting.DenseOperator(matrix.double()), source.double(), splitting.Tanh())
+    z = torch.randn(2, 4)
+    bound = splitting.error_bound(problem, z)
+    torch.testing.assert_close(bound, splitting.error_bound(twin, z.double()), rtol=1e-5, atol=0)
+    assert torch.isfinite(bound).all()
 
 
 def test_infinite_where_nothing_is_proved() -> None:
