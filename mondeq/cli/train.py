@@ -151,15 +151,19 @@ class _Observer:
     def __call__(self, row: Epoch) -> None:
         history = [] if self.trainer is None else self.trainer.history
         write_history(self.folder / "history.csv", history)
+        if sys.stdout.isatty():
+            show(self._line(row))
+        if self.log is not None:
+            for name in ("loss", "lr", "train_accuracy", "test_accuracy", "certified_estimate", "forward_steps"):
+                self.log(name, getattr(row, name), row.epoch)
+
+    def _line(self, row: Epoch) -> str:
         certified = f", certified at {self.config.radius:g} {row.certified_estimate:.4f}" if self.config.radius else ""
-        show(
+        return (
             f"epoch {row.epoch:3d}/{self.config.epochs}  loss {row.loss:.4f}  accuracy {row.train_accuracy:.4f} train, "
             f"{row.test_accuracy:.4f} test{certified}  steps {row.forward_steps:.1f}+{row.backward_steps:.1f}  "
             f"{row.seconds:.1f} s"
         )
-        if self.log is not None:
-            for name in ("loss", "lr", "train_accuracy", "test_accuracy", "certified_estimate", "forward_steps"):
-                self.log(name, getattr(row, name), row.epoch)
 
     def solver_figures(self) -> dict[str, Any]:
         """How the solves of the last epoch went."""

@@ -42,10 +42,14 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "decay_every"):
-            _require(name, getattr(self, name), getattr(self, name) >= 1, "an integer ≥ 1")
+            value = getattr(self, name)
+            _require(name, value, isinstance(value, int) and value >= 1, "an integer ≥ 1")
+        for name in ("shift", "seed"):
+            value = getattr(self, name)
+            _require(name, value, isinstance(value, int) and value >= 0, "an integer ≥ 0")
         for name in ("lr", "logit_scale"):
             _require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "a finite number > 0")
-        for name in ("weight_decay", "clip", "radius", "shift", "seed"):
+        for name in ("weight_decay", "clip", "radius"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "a finite number ≥ 0")
         _require("ramp", self.ramp, 0 <= self.ramp <= 1, "in [0, 1]")
         _require("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")

@@ -36,7 +36,7 @@ def norms(model: mondeq.Classifier) -> tuple[float, np.ndarray, float]:
     root = np.ones(5) if operator.metric is None else np.sqrt(array(operator.metric))
     head = array(model.head_weight) / root
     _, height, width = model.config.image_shape
-    scale = np.repeat(1 / array(model.normalise.std).flatten(), height * width)
+    scale = np.repeat(1 / np.array(model.config.std), height * width)
     gain = np.linalg.norm(root[:, None] * array(model.linear.get_parameter("U")) * scale, 2)
     gaps = np.linalg.norm(head[:, None] - head[None], axis=2)
     return float(np.linalg.norm(head, 2)), gaps, float(gain)
