@@ -25,7 +25,11 @@ def accuracy_under_attack(
     except ImportError:
         raise ConfigError('attacks need the foolbox package: pip install "mondeq[attack]"') from None
     torch.manual_seed(seed)
+    training = model.training
     target = PyTorchModel(model.eval(), bounds=(0, 1), device=images.device)
     attack = L2ProjectedGradientDescentAttack(steps=steps, rel_stepsize=2.5 / steps)
-    _, _, fooled = attack(target, images, labels, epsilons=[float(r) for r in radii])
-    return {float(r): 1 - float(f.float().mean()) for r, f in zip(radii, fooled, strict=True)}
+    try:
+        _, _, fooled = attack(target, images, labels, epsilons=[float(r) for r in radii])
+    finally:
+        model.train(training)
+    return {float(r): float((~f).double().mean()) for r, f in zip(radii, fooled, strict=True)}

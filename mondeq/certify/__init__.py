@@ -53,6 +53,8 @@ def certify(
     range.
     """
     _check(model, images, labels)
+    if batch_size < 1:
+        raise InvalidArgument(f"`batch_size` must be an integer ≥ 1, got {batch_size!r}")
     exact = exact_copy(model)
     bounds = lipschitz_bounds(model) if bounds is None else bounds
     gaps = _GapCertifier(exact, best_pairs(bounds))

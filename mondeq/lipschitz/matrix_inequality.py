@@ -28,9 +28,17 @@ def matrix_inequality_bound(exact: Classifier, metric: Tensor | None = None) -> 
     exact: a float64 classifier on a dense parameterization. metric: (n,), positive; by default the operator's own.
     Never worse than the product bound with the same metric, up to the slack of the proof (1e-9 relative).
     """
-    problem = _Problem.of(exact, metric)
     head = exact.head_weight.detach()
     pairs = head.new_zeros(len(head), len(head))
+    try:
+        return _bound(_Problem.of(exact, metric), head, pairs)
+    except torch.linalg.LinAlgError:
+        # Weights of such a scale that no eigenvalue routine copes: nothing is proved.
+        pairs.fill_(math.inf).fill_diagonal_(0)
+        return Bound(math.inf, "certified", "matrix inequality", _ASSUMPTIONS, pairs)
+
+
+def _bound(problem: _Problem, head: Tensor, pairs: Tensor) -> Bound:
     for i in range(len(head)):
         for j in range(i):
             pairs[i, j] = pairs[j, i] = problem.prove((head[i] - head[j])[None])
@@ -53,7 +61,10 @@ def optimised_metric(exact: Classifier, *, steps: int = 150) -> Tensor:
     start = torch.ones(len(matrix), dtype=torch.float64) if operator.metric is None else operator.metric.detach()
     if not bool(inputs.any()) or not bool(head.any()):
         return start  # a constant network needs no search
-    gamma, t = _Problem.of(exact, None)._propose(head)
+    try:
+        gamma, t = _Problem.of(exact, None)._propose(head)
+    except torch.linalg.LinAlgError:
+        return start
     best, best_value = start, gamma
     with torch.enable_grad():
         log_metric = (start * t).log().to(matrix).requires_grad_()

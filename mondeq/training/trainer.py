@@ -81,9 +81,11 @@ class Trainer:
             try:
                 with self._prepared(tally.monitor):
                     self._train_epoch(epoch, parallel, tally)
-            except SplittingError as error:
+                if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+                    raise TrainingError(f"epoch {epoch} broke off: {self._cause()}; {self._kept()}")
+                accuracy, certified = self.evaluate()
+            except (SplittingError, torch.linalg.LinAlgError) as error:
                 raise TrainingError(f"epoch {epoch} broke off: {error}; {self._cause()}; {self._kept()}") from None
-            accuracy, certified = self.evaluate()
             row = self._row(epoch, tally, accuracy, certified, time.perf_counter() - started)
             self.history.append(row)
             self._save()
