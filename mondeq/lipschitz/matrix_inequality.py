@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._C import _LinAlgError as LinAlgError
 
 from mondeq.lipschitz.bound import Bound
 from mondeq.models import Classifier
@@ -32,7 +33,7 @@ def matrix_inequality_bound(exact: Classifier, metric: Tensor | None = None) -> 
     pairs = head.new_zeros(len(head), len(head))
     try:
         return _bound(_Problem.of(exact, metric), head, pairs)
-    except torch.linalg.LinAlgError:
+    except LinAlgError:
         # Weights of such a scale that no eigenvalue routine copes: nothing is proved.
         pairs.fill_(math.inf).fill_diagonal_(0)
         return Bound(math.inf, "certified", "matrix inequality", _ASSUMPTIONS, pairs)
@@ -63,7 +64,7 @@ def optimised_metric(exact: Classifier, *, steps: int = 150) -> Tensor:
         return start  # a constant network needs no search
     try:
         gamma, t = _Problem.of(exact, None)._propose(head)
-    except torch.linalg.LinAlgError:
+    except LinAlgError:
         return start
     best, best_value = start, gamma
     with torch.enable_grad():

@@ -180,6 +180,7 @@ class _Exact:
 
     linear: Parameterization
     operator: splitting.Operator
+    solver: splitting.Solver
     layer: EquilibriumLayer
     classifier: Classifier | None
 
@@ -197,15 +198,15 @@ class _Exact:
             linear = copy.deepcopy(model).double().requires_grad_(False)
         activation = own if activation is None else activation
         activation = activation.rebind(*(t.double() for t in activation.tensors))
-        solver = splitting.Anderson(splitting.PeacemanRachford())
-        layer = EquilibriumLayer(linear, activation, solver, on_failure="return").eval()
+        layer = EquilibriumLayer(linear, activation, on_failure="return").eval()
         operator = layer.linear.operator()
         if not operator.strong_monotonicity > 0:
             raise AssertionError(
                 f"no unique equilibrium is proved: strong monotonicity is only known to be ≥ "
                 f"{operator.strong_monotonicity:.3g}"
             )
-        return _Exact(layer.linear, operator, layer, classifier)
+        solver = splitting.Anderson(splitting.PeacemanRachford()).tuned(operator)
+        return _Exact(layer.linear, operator, solver, layer, classifier)
 
     @property
     def device(self) -> torch.device:
@@ -224,7 +225,7 @@ class _Exact:
 
     def solve(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """z and a proved bound on ‖z − z*(x)‖_Λ per sample, the rounding of the source included."""
-        solution = self.layer.solve(self.prepare(x), tol=_TOL, max_steps=_MAX_STEPS)
+        solution = splitting.solve(self.problem(x), self.solver, tol=_TOL, max_steps=_MAX_STEPS, on_failure="return")
         size = x.abs()
         if self.classifier is not None:
             mean, std = self.classifier.normalise.constants(size)

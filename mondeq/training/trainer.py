@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._C import _LinAlgError as LinAlgError
 from torch.nn import functional
 from tqdm import tqdm
 
@@ -84,7 +85,7 @@ class Trainer:
                 if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
                     raise TrainingError(f"epoch {epoch} broke off: {self._cause()}; {self._kept()}")
                 accuracy, certified = self.evaluate()
-            except (SplittingError, torch.linalg.LinAlgError) as error:
+            except (SplittingError, LinAlgError) as error:
                 raise TrainingError(f"epoch {epoch} broke off: {error}; {self._cause()}; {self._kept()}") from None
             row = self._row(epoch, tally, accuracy, certified, time.perf_counter() - started)
             self.history.append(row)
