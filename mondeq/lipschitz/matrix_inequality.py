@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch._C import _LinAlgError as LinAlgError
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # public, but not listed in its stub
 
 from mondeq.lipschitz.bound import Bound
 from mondeq.models import Classifier

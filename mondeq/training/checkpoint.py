@@ -55,9 +55,9 @@ def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> 
         if key.startswith("optimizer."):
             _, index, name = key.split(".")
             entries.setdefault(int(index), {})[name] = value
-    for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+    for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         for moment in ("exp_avg", "exp_avg_sq") if entries else ():
-            found = entries.get(index, {}).get(moment)
-            if found is None or found.shape != parameter.shape or "step" not in entries[index]:
-                raise ValueError(f"the moment {moment} of weight {index} is missing or of the wrong shape")
+            found = entries.get(number, {}).get(moment)
+            if found is None or found.shape != parameter.shape or "step" not in entries[number]:
+                raise ValueError(f"the moment {moment} of weight {number} is missing or of the wrong shape")
     optimizer.load_state_dict({**state, "state": entries})
