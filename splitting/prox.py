@@ -276,15 +276,17 @@ def _newton(activation: Activation, v: Tensor, alpha: float) -> Tensor:
     # Saturated activations put the root at an end of the bracket; rounding must not count it as outside.
     pad = 1e-3 * (high - low)
     low, high = low - pad, high + pad
-    for _ in range(12 + 2 * math.ceil(math.log2(steepest / flattest))):
+    on_host = y.device.type == "cpu"
+    for k in range(200 if on_host else 12 + 2 * math.ceil(math.log2(steepest / flattest))):
         sigma = activation(y)
         h = alpha * y + (1 - alpha) * sigma - v
         low, high = torch.where(h < 0, y, low), torch.where(h > 0, y, high)
         newton = y - h / (alpha + (1 - alpha) * activation.derivative(y))
-        inside = (newton >= low) & (newton <= high)
+        # Kinks can make Newton cycle; every fourth step bisects, whatever it proposes, once it has had its chance.
+        inside = (newton >= low) & (newton <= high) & (k < 12 or k % 4 != 3)
         following = torch.where(inside, newton, low + (high - low) / 2)
         moved = (following - y).abs() > 4 * torch.finfo(y.dtype).eps * (1 + y.abs())
         y = following
-        if y.device.type == "cpu" and not bool(moved.any()):
+        if on_host and not bool(moved.any()):
             break
     return y

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import mondeq
 import splitting
 
 OperatorFactory = Callable[[torch.dtype], splitting.Operator]
@@ -44,6 +45,20 @@ def _metric() -> OperatorFactory:
     return _dense(monotone(6, m=0.0) / metric[:, None] + 0.5 * torch.eye(6, dtype=torch.float64), metric)
 
 
+def _parameterized(make: Callable[[], mondeq.Parameterization]) -> OperatorFactory:
+    """What a parameterization builds of random weights, the same on every call."""
+
+    def build(dtype: torch.dtype) -> splitting.Operator:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(6)
+            linear = make()
+            for parameter in linear.parameters():
+                parameter.normal_(std=0.5)
+        return linear.requires_grad_(False).to(dtype).operator()
+
+    return build
+
+
 # Small ones, for laws that solve many problems.
 SMALL_OPERATORS: dict[str, OperatorFactory] = {
     "scalar": _dense(torch.tensor([[0.7]], dtype=torch.float64)),
@@ -53,6 +68,8 @@ SMALL_OPERATORS: dict[str, OperatorFactory] = {
     "metric": _metric(),
     "m near 0": _dense(monotone(6, m=1e-3, rank=2)),
     "one huge weight": _huge_weight(),
+    "mondeq.Dense": _parameterized(lambda: mondeq.Dense(3, 6, m=0.5)),
+    "mondeq.LipschitzDense": _parameterized(lambda: mondeq.LipschitzDense(3, 6, 2)),
 }
 # Large enough for the blockwise inverse to recurse, with blocks of odd order.
 LARGE_OPERATORS: dict[str, OperatorFactory] = {"order 301": _dense(monotone(301))}

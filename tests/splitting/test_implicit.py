@@ -368,3 +368,12 @@ def test_second_problem_on_the_same_operator() -> None:
         gradients.append(torch.autograd.grad(z.square().sum(), A.tensors)[0])
     for gradient in gradients[1:]:
         torch.testing.assert_close(gradient, gradients[0], rtol=1e-6, atol=1e-8)
+
+
+def test_legacy_batched_gradients_are_refused(smooth: tuple[Function, Tensor, Tensor]) -> None:
+    """`is_grads_batched` cannot batch the adjoint solve; it raises instead of returning something."""
+    solve, source, matrix = smooth
+    leaf = source.clone().requires_grad_()
+    z = solve(leaf, matrix)
+    with pytest.raises(RuntimeError, match=r"[Bb]atching rule"):
+        torch.autograd.grad(z, leaf, torch.stack([z.detach(), z.detach()]), is_grads_batched=True)
