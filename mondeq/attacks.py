@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -25,11 +26,9 @@ def accuracy_under_attack(
     except ImportError:
         raise ConfigError('attacks need the foolbox package: pip install "mondeq[attack]"') from None
     torch.manual_seed(seed)
-    training = model.training
-    target = PyTorchModel(model.eval(), bounds=(0, 1), device=images.device)
+    # A copy whose weights gather no gradients: the attack differentiates in the images alone.
+    victim = copy.deepcopy(model).eval().requires_grad_(False)
     attack = L2ProjectedGradientDescentAttack(steps=steps, rel_stepsize=2.5 / steps)
-    try:
-        _, _, fooled = attack(target, images, labels, epsilons=[float(r) for r in radii])
-    finally:
-        model.train(training)
+    target = PyTorchModel(victim, bounds=(0, 1), device=images.device)
+    _, _, fooled = attack(target, images, labels, epsilons=[float(r) for r in radii])
     return {float(r): float((~f).double().mean()) for r, f in zip(radii, fooled, strict=True)}

@@ -184,6 +184,9 @@ def _parameterization(config: ModelConfig) -> Parameterization:
         return LipschitzDense(in_features, config.features, config.classes, gamma, epsilon=config.epsilon)
     except SplittingError as error:
         raise ConfigError(str(error)) from None
+    except RuntimeError as error:
+        # Of all that torch may complain of here, the allocator is what is left.
+        raise ConfigError(f"a model of this size does not fit in memory; reduce `features` ({error})") from None
 
 
 def _choose(name: str, value: str, valid: tuple[str, ...]) -> None:

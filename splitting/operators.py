@@ -227,7 +227,8 @@ class DenseOperator(Operator):
         def convert() -> DenseOperator:
             metric = None if self.metric is None else self.metric.double()
             twin = DenseOperator(self.matrix.detach().double(), metric=metric)
-            for key in ("strong_monotonicity", "lipschitz", "frobenius"):
+            # Both are proved in float64 already; ‖A‖_F may have overflowed here and not there.
+            for key in ("strong_monotonicity", "lipschitz"):
                 if key in self._cache:
                     twin._cache[key] = self._cache[key]
             twin._cache.setdefault("strong_monotonicity", self.strong_monotonicity)

@@ -13,6 +13,7 @@ import mondeq
 import splitting
 
 OperatorFactory = Callable[[torch.dtype], splitting.Operator]
+ParameterizationFactory = Callable[[torch.dtype], mondeq.Parameterization]
 ActivationFactory = Callable[[tuple[int, ...], torch.dtype], splitting.Activation]
 
 DTYPES = (torch.float32, torch.float64)
@@ -45,18 +46,29 @@ def _metric() -> OperatorFactory:
     return _dense(monotone(6, m=0.0) / metric[:, None] + 0.5 * torch.eye(6, dtype=torch.float64), metric)
 
 
-def _parameterized(make: Callable[[], mondeq.Parameterization]) -> OperatorFactory:
-    """What a parameterization builds of random weights, the same on every call."""
+def _parameterized(make: Callable[[], mondeq.Parameterization]) -> ParameterizationFactory:
+    """A parameterization with random weights, the same on every call."""
 
-    def build(dtype: torch.dtype) -> splitting.Operator:
+    def build(dtype: torch.dtype) -> mondeq.Parameterization:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(6)
             linear = make()
             for parameter in linear.parameters():
                 parameter.normal_(std=0.5)
-        return linear.requires_grad_(False).to(dtype).operator()
+        return linear.to(dtype)
 
     return build
+
+
+def _its_operator(make: ParameterizationFactory) -> OperatorFactory:
+    return lambda dtype: make(dtype).requires_grad_(False).operator()
+
+
+PARAMETERIZATIONS: dict[str, ParameterizationFactory] = {
+    "mondeq.Dense": _parameterized(lambda: mondeq.Dense(3, 6, m=0.5)),
+    "mondeq.Dense, m learned": _parameterized(lambda: mondeq.Dense(3, 6, m=0.5, learn_m=True)),
+    "mondeq.LipschitzDense": _parameterized(lambda: mondeq.LipschitzDense(3, 6, 2)),
+}
 
 
 # Small ones, for laws that solve many problems.
@@ -68,9 +80,7 @@ SMALL_OPERATORS: dict[str, OperatorFactory] = {
     "metric": _metric(),
     "m near 0": _dense(monotone(6, m=1e-3, rank=2)),
     "one huge weight": _huge_weight(),
-    "mondeq.Dense": _parameterized(lambda: mondeq.Dense(3, 6, m=0.5)),
-    "mondeq.LipschitzDense": _parameterized(lambda: mondeq.LipschitzDense(3, 6, 2)),
-}
+} | {name: _its_operator(make) for name, make in PARAMETERIZATIONS.items()}
 # Large enough for the blockwise inverse to recurse, with blocks of odd order.
 LARGE_OPERATORS: dict[str, OperatorFactory] = {"order 301": _dense(monotone(301))}
 

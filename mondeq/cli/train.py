@@ -93,9 +93,13 @@ def _add_training_settings(group: argparse._ArgumentGroup) -> None:
 
 def run(options: argparse.Namespace) -> int:
     with distributed.session(options.device) as device:
-        settings = _stored_settings(options) if options.resume else _new_settings(options)
-        dataset = load_data(settings["data"], options.data_dir)
-        model_config, training_config = _configure(settings, dataset)
+        if options.resume:
+            model_config, training_config = _stored_configs(options)
+            dataset = load_data(training_config.data, options.data_dir)
+        else:
+            settings = _new_settings(options)
+            dataset = load_data(settings["data"], options.data_dir)
+            model_config, training_config = _new_configs(settings, dataset)
         folder: Path = options.out
         torch.manual_seed(training_config.seed)
         model = Classifier(model_config)
@@ -197,24 +201,27 @@ def _new_settings(options: argparse.Namespace) -> dict[str, Any]:
     return {**settings, **_given(options), "data": _portable(options.data), "kind": options.model}
 
 
-def _stored_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings of the run in --out. Raises ConfigError where the user asks for others."""
-    config = read_json(options.out / CONFIG)
+def _stored_configs(options: argparse.Namespace) -> tuple[ModelConfig, TrainingConfig]:
+    """Those of the run in --out. Raises ConfigError where the user asks for others, RunError where there are none."""
+    path = options.out / CONFIG
+    stored = read_json(path)
+    model, training, data_dir = stored.get("model"), stored.get("training"), stored.get("data_dir")
+    if not isinstance(model, dict) or not isinstance(training, dict) or not isinstance(data_dir, str | None):
+        raise RunError(f"{path} was not written by `mondeq train`; there is nothing to resume")
     try:
-        settings = {**config["model"], **config["training"]}
-    except (KeyError, TypeError):
-        raise RunError(
-            f"{options.out / CONFIG} was not written by `mondeq train`; there is nothing to resume"
-        ) from None
+        configs = ModelConfig.from_dict(model), TrainingConfig.from_dict(training)
+    except (ConfigError, TypeError, ValueError) as error:
+        raise RunError(f"{path} cannot be resumed: {error}") from None
     asked = {**_given(options), "data": options.data and _portable(options.data), "kind": options.model}
+    settings = {**model, **training}
     for name, value in asked.items():
         if value is not None and settings.get(name) != value:
             raise ConfigError(
                 f"`{name}` is {settings.get(name)!r} in this run, got {value!r}; --resume keeps a run's settings"
             )
-    if options.data_dir is None and config.get("data_dir") is not None:
-        options.data_dir = Path(config["data_dir"])
-    return settings
+    if options.data_dir is None and data_dir is not None:
+        options.data_dir = Path(data_dir)
+    return configs
 
 
 def _portable(name: str) -> str:
@@ -228,7 +235,7 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
-def _configure(settings: dict[str, Any], dataset: data.Dataset) -> tuple[ModelConfig, TrainingConfig]:
+def _new_configs(settings: dict[str, Any], dataset: data.Dataset) -> tuple[ModelConfig, TrainingConfig]:
     channels, height, width = dataset.train.images.shape[1:]
     model = {name: settings[name] for name in _MODEL_SETTINGS if name in settings}
     training = {name: settings[name] for name in _TRAINING_SETTINGS if name in settings}

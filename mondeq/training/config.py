@@ -41,6 +41,7 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _require("data", self.data, isinstance(self.data, str), "the name of a data set")
         for name in ("epochs", "batch_size", "decay_every"):
             value = getattr(self, name)
             _require(name, value, isinstance(value, int) and value >= 1, "an integer ≥ 1")
