@@ -12,7 +12,7 @@ import splitting
 from mondeq.parameterizations import Parameterization
 from splitting.errors import InvalidType
 from splitting.implicit import Monitor
-from splitting.operators import is_transformed
+from splitting.operators.base import is_transformed
 from splitting.solve import OnFailure, check_options
 
 

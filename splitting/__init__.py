@@ -7,7 +7,7 @@ from splitting.checks import check_activation, check_adjoint, check_monotone, ch
 from splitting.errors import InvalidArgument, InvalidType, NotConverged, ResolventError, SplittingError
 from splitting.implicit import equilibrium
 from splitting.inclusion import Inclusion
-from splitting.operators import DenseOperator, Operator, Resolvent
+from splitting.operators import ConvolutionOperator, DenseOperator, MultiscaleOperator, Operator, Resolvent
 from splitting.prox import (
     Activation,
     Box,
@@ -37,6 +37,7 @@ __all__ = [
     "Anderson",
     "Box",
     "ConvergenceWarning",
+    "ConvolutionOperator",
     "DenseOperator",
     "DouglasRachford",
     "ForwardBackward",
@@ -47,6 +48,7 @@ __all__ = [
     "InvalidType",
     "LeakyReLU",
     "Masked",
+    "MultiscaleOperator",
     "NotConverged",
     "Operator",
     "Outcome",

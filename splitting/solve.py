@@ -57,8 +57,9 @@ class Solution:
     """An approximate solution of an inclusion, with its diagnostics; all but `problem` per sample.
 
     value: (batch, *state_shape). steps: number of steps taken until the sample converged (or gave up).
-    residual: upper bound, up to rounding, on the relative backward error ‖r‖/(‖A‖_F ‖z‖ + ‖c‖) with
-    r ∈ A z − c + ∂f(z), norms in the operator's metric (Rigal & Gaches 1967). history: that, after every step,
+    residual: upper bound, up to rounding, on the relative backward error ‖r‖/(‖A‖ ‖z‖ + ‖c‖) with
+    r ∈ A z − c + ∂f(z), norms in the operator's metric, for ‖A‖ its `norm_bound`
+    (Rigal & Gaches 1967). history: that, after every step,
     (steps, batch).
     """
 
@@ -118,7 +119,7 @@ def _run(problem: Inclusion, solver: Solver, tol: float, max_steps: int, initial
     iteration = solver.bind(problem)
     carry = iteration.init(None if initial is None else initial.detach())
     record = _Record(source, max_steps)
-    weight, offset = operator.frobenius, operator.norm(source)
+    weight, offset = operator.norm_bound, operator.norm(source)
     tiny = torch.finfo(source.dtype).tiny
     every = 1 if record.asking_is_free else _STEPS_PER_QUESTION
     for step in range(1, max_steps + 1 if len(source) else 1):

@@ -26,6 +26,9 @@ def contraction_factor(operator: Operator, alpha: float, *, iterations: int = 20
     The map is 2V − I, applied through the resolvent, so any operator will do. Large ones get `iterations` rounds of
     block power iteration from eight start vectors: two or three digits.
     """
+    known = operator.cayley_norm(alpha)
+    if known is not None:
+        return known
     resolvent = operator.resolvent(alpha)
     root = operator.tensors[0].new_ones(()) if operator.root_metric is None else operator.root_metric
     entries = operator.state_shape.numel()

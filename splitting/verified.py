@@ -34,8 +34,9 @@ def gamma(terms: int, dtype: torch.dtype = torch.float64) -> float:
 def smallest_eigenvalue(matrix: Tensor, *, perturbation: float = 0.0) -> float:
     """Proved lower bound on λ_min of every symmetric matrix within `perturbation` (2-norm) of `matrix`.
 
-    `matrix` is (n, n), float64, symmetric to the last bit. An eigenvalue routine proposes a shift just below
-    λ_min; the bound is returned only once Cholesky of `matrix − shift·I` has run through, which proves it.
+    `matrix` is (…, n, n), float64, symmetric to the last bit; of several matrices it is the smallest of all. An
+    eigenvalue routine proposes a shift just below λ_min; the bound is returned only once Cholesky of
+    `matrix − shift·I` has run through, which proves it.
     Returns −inf if `matrix` is not finite.
     """
     matrix = matrix.detach().to("cpu", torch.float64)
@@ -44,20 +45,24 @@ def smallest_eigenvalue(matrix: Tensor, *, perturbation: float = 0.0) -> float:
         return math.inf
     if not bool(torch.isfinite(matrix).all()):
         return -math.inf
-    estimate = float(torch.linalg.eigvalsh(matrix)[0])
-    scale = float(matrix.diagonal().abs().sum()) + n * abs(estimate) + torch.finfo(torch.float64).tiny
+    estimate = float(torch.linalg.eigvalsh(matrix)[..., 0].amin())
+    scale = float(_traces(matrix).amax()) + n * abs(estimate) + torch.finfo(torch.float64).tiny
     # Twice the terms that Rump's proof counts: room for blocked kernels that multiply by reciprocals.
     phi = 2 * gamma(2 * n + 8)
     margin = phi * scale
     while True:
         shift = estimate - margin
         shifted = matrix.clone()
-        shifted.diagonal().sub_(shift)
-        trace = float(shifted.diagonal().abs().sum())
-        if int(torch.linalg.cholesky_ex(shifted).info) == 0:
+        shifted.diagonal(dim1=-2, dim2=-1).sub_(shift)
+        trace = float(_traces(shifted).amax())
+        if not bool(torch.linalg.cholesky_ex(shifted).info.any()):
             proved = shift - phi * trace - 2 * unit_roundoff(torch.float64) * (trace + abs(shift))
             return round_down(proved - perturbation)
         margin *= 4
+
+
+def _traces(matrix: Tensor) -> Tensor:
+    return matrix.diagonal(dim1=-2, dim2=-1).abs().sum(-1)
 
 
 def largest_eigenvalue(matrix: Tensor, *, perturbation: float = 0.0) -> float:
@@ -66,7 +71,7 @@ def largest_eigenvalue(matrix: Tensor, *, perturbation: float = 0.0) -> float:
 
 
 def spectral_norm(matrix: Tensor, *, perturbation: float = 0.0) -> float:
-    """Proved upper bound on ‖M‖₂ for every M within `perturbation` (2-norm) of `matrix`, of shape (rows, columns).
+    """Proved upper bound on ‖M‖₂ for every M within `perturbation` (2-norm) of `matrix`, of shape (…, rows, columns).
 
     ‖M‖₂² = λ_max of the smaller Gram matrix, whose rounding error is at most γ_k ‖M‖_F² in the 2-norm.
     Returns inf if `matrix` is not finite.
@@ -79,10 +84,10 @@ def spectral_norm(matrix: Tensor, *, perturbation: float = 0.0) -> float:
     # A power of two keeps the squares inside the exponent range and loses nothing.
     exponent = math.frexp(float(matrix.abs().max()))[1]
     scaled = torch.ldexp(matrix, torch.tensor(-exponent))
-    tall = scaled if scaled.shape[0] >= scaled.shape[1] else scaled.mT
+    tall = scaled if scaled.shape[-2] >= scaled.shape[-1] else scaled.mT
     gram = tall.mT @ tall
     gram = (gram + gram.mT) / 2
-    error = 2 * gamma(tall.shape[0] + 2) * float(scaled.square().sum())
+    error = 2 * gamma(tall.shape[-2] + 2) * float(scaled.square().sum((-2, -1)).amax())
     squared = max(largest_eigenvalue(gram, perturbation=error), 0.0)
     return round_up(math.ldexp(round_up(math.sqrt(squared)), exponent) + perturbation)
 

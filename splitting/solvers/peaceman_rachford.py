@@ -52,7 +52,7 @@ class _PeacemanRachford(Iteration):
         self.resolvent = problem.operator.resolvent(alpha)
         self.shift = self.resolvent(problem.source).mul_(2 * alpha)
         # r = (A − I/α)(z⁺ − w) and z⁺ − w = (t⁺ − t)/2
-        self.rate = (problem.operator.frobenius + 1 / alpha) / 2
+        self.rate = (problem.operator.norm_bound + 1 / alpha) / 2
 
     def init(self, guess: Tensor | None) -> Tensor:
         if guess is None:

@@ -269,7 +269,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         monkeypatch.setattr(owner, name, wrapper)
 
-    count(splitting.operators, "_invert")
+    count(splitting.operators.dense, "_invert")
     for owner in (mondeq.Dense, mondeq.LipschitzDense):
         count(owner, "operator")
     return counted

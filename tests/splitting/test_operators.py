@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import splitting
-from splitting.operators import block_inverse
+from splitting.operators.inverse import block_inverse
 from tests.registry import DTYPES, OPERATORS, SMALL_OPERATORS, monotone
 
 everywhere = pytest.mark.parametrize("operator", OPERATORS)

@@ -1,0 +1,212 @@
+"""Linear operators A of the inclusion 0 ∈ A z − c + ∂f(z): what A can do.
+
+An operator is a value. It acts on states (batch, *state_shape) and carries the diagonal metric Λ in which it is
+monotone: ⟨z, A z⟩_Λ ≥ m ‖z‖²_Λ with ⟨x, y⟩_Λ = Σ λᵢ xᵢ yᵢ, and L = ‖Λ^½ A Λ^-½‖₂. Λ = I when `metric` is None.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from splitting.errors import InvalidArgument
+
+T = TypeVar("T")
+
+
+class Resolvent(ABC):
+    """V = (I + αA)⁻¹ as a value: call it on states. `resolvent.adjoint` equals the resolvent of A's adjoint."""
+
+    @abstractmethod
+    def __call__(self, v: Tensor) -> Tensor:
+        """V v for states v (batch, *state_shape)."""
+
+    @abstractmethod
+    def reflect(self, v: Tensor, shift: Tensor) -> Tensor:
+        """(2V − I) v + shift: the reflected resolvent, in as few passes over memory as the operator can."""
+
+    @property
+    @abstractmethod
+    def adjoint(self) -> Resolvent:
+        """Vᵀ = (I + αAᵀ)⁻¹, sharing this one's factors."""
+
+
+class Operator(ABC):
+    """A linear map A on states, strongly monotone in its metric.
+
+    `tensors` are what A is made of and what gradients flow to; everything derived from them (assembled matrices,
+    resolvents, bounds) is computed on demand and kept in a cache that `rebind` and `adjoint` share.
+    """
+
+    state_shape: torch.Size
+    metric: Tensor | None
+    tensors: tuple[Tensor, ...]
+    _cache: dict[Any, Any]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensors[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.tensors[0].device
+
+    @abstractmethod
+    def apply(self, z: Tensor) -> Tensor:
+        """A z for states z (batch, *state_shape); differentiable in z and in `tensors`."""
+
+    @property
+    @abstractmethod
+    def adjoint(self) -> Operator:
+        """Aᵀ, with metric Λ⁻¹ and the same m and L."""
+
+    @abstractmethod
+    def resolvent(self, alpha: float) -> Resolvent:
+        """(I + αA)⁻¹, checked on a probe. Raises ResolventError if the computed inverse does not invert."""
+
+    @property
+    @abstractmethod
+    def strong_monotonicity(self) -> float:
+        """m: a proved lower bound, rounding included. May be ≤ 0, and then nothing is guaranteed."""
+
+    @property
+    @abstractmethod
+    def lipschitz(self) -> float:
+        """L: a proved upper bound on ‖Λ^½ A Λ^-½‖₂, rounding included."""
+
+    @property
+    @abstractmethod
+    def frobenius(self) -> float:
+        """‖Λ^½ A Λ^-½‖_F: cheap, and never less than ‖Λ^½ A Λ^-½‖₂ (up to rounding)."""
+
+    @property
+    def norm_bound(self) -> float:
+        """Cheap upper bound (up to rounding) on ‖Λ^½ A Λ^-½‖₂; ‖·‖_F unless the structure of A gives a better one."""
+        return self.frobenius
+
+    def cayley_norm(self, alpha: float) -> float | None:
+        """‖(I − αA)(I + αA)⁻¹‖_Λ, estimated, where the structure of A makes that cheap; None elsewhere."""
+        return None
+
+    @abstractmethod
+    def rounding(self, z: Tensor) -> Tensor:
+        """Upper bound, per sample, on ‖fl(A z) − A z‖_Λ for `apply` in this dtype."""
+
+    @abstractmethod
+    def double(self) -> Operator:
+        """The same numbers in float64."""
+
+    @abstractmethod
+    def rebind(self, *tensors: Tensor) -> Self:
+        """This operator on other handles of the *same values*: the cache is shared, gradients flow to `tensors`."""
+
+    @abstractmethod
+    def replace(self, *tensors: Tensor) -> Self:
+        """The operator of this kind made of new values."""
+
+    @abstractmethod
+    def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
+        """∂⟨q, A z⟩/∂t for each t of `tensors`, itself differentiable; None for a t that needs none."""
+
+    @property
+    def root_metric(self) -> Tensor | None:
+        """The diagonal of Λ^½, or None for Λ = I."""
+        metric = self.metric
+        return None if metric is None else self._cached("root_metric", metric.sqrt)
+
+    def norm(self, z: Tensor) -> Tensor:
+        """‖z‖_Λ of each sample of z (batch, *state_shape)."""
+        root = self.root_metric
+        # Over all dimensions instead of flattened: a state may lie in memory in another order than its shape's.
+        return torch.linalg.vector_norm(z if root is None else z * root, dim=tuple(range(1, z.ndim)))
+
+    @property
+    def typical_step(self) -> float:
+        """√n/‖A‖_F in the metric: the reciprocal of A's root-mean-square singular value, the cheap step choice."""
+        size = self.frobenius
+        if not math.isfinite(size):
+            raise InvalidArgument(
+                f"`operator` has ‖A‖_F = {size}: A holds NaN or inf or overflows {self.dtype}, or its metric is not "
+                "positive; check the weights, use float64 or rescale"
+            )
+        return math.sqrt(max(self.state_shape.numel(), 1)) / max(size, torch.finfo(torch.float32).tiny)
+
+    def _cached(self, key: object, compute: Callable[[], T]) -> T:
+        """`compute()`, once per set of values, without a graph."""
+        if key not in self._cache:
+            with torch.inference_mode(False), torch.no_grad():
+                self._cache[key] = compute()
+        value: T = self._cache[key]
+        return value
+
+
+class AdjointView(Operator):
+    """Aᵀ as a view of `base`: same tensors, a cache within its cache, metric Λ⁻¹. A subclass gives `apply`.
+
+    Scaling A by Λ^½ from the left and Aᵀ by Λ^-½ gives transposes of one matrix: m, L and ‖·‖_F are the base's.
+    """
+
+    def __init__(self, base: Operator) -> None:
+        self.base = base
+        self.state_shape = base.state_shape
+        self.metric = None if base.metric is None else base.metric.reciprocal()
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]  # a view has no tensors of its own
+        return self.base.tensors
+
+    @property
+    def _cache(self) -> dict[Any, Any]:  # type: ignore[override]  # nor a cache
+        cache: dict[Any, Any] = self.base._cache.setdefault("adjoint", {})
+        return cache
+
+    @property
+    def adjoint(self) -> Operator:
+        return self.base
+
+    def resolvent(self, alpha: float) -> Resolvent:
+        return self.base.resolvent(alpha).adjoint
+
+    @property
+    def strong_monotonicity(self) -> float:
+        return self.base.strong_monotonicity
+
+    @property
+    def lipschitz(self) -> float:
+        return self.base.lipschitz
+
+    @property
+    def frobenius(self) -> float:
+        return self.base.frobenius
+
+    @property
+    def norm_bound(self) -> float:
+        return self.base.norm_bound
+
+    def cayley_norm(self, alpha: float) -> float | None:
+        return self.base.cayley_norm(alpha)
+
+    def rounding(self, z: Tensor) -> Tensor:
+        return self.base.rounding(z)
+
+    def double(self) -> Operator:
+        return self.base.double().adjoint
+
+    def rebind(self, *tensors: Tensor) -> Self:
+        return type(self)(self.base.rebind(*tensors))
+
+    def replace(self, *tensors: Tensor) -> Self:
+        return type(self)(self.base.replace(*tensors))
+
+    def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
+        return self.base.pairing_gradient(z, q)
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a torch.func transform is at work on `tensor`: then it may have no values, and must not be cached."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)

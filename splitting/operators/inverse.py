@@ -1,0 +1,60 @@
+"""Inverses of I + αA for monotone A, one matrix or a stack of them: computed without pivoting, checked on a probe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from splitting.errors import ResolventError
+
+# Up to these orders, of one matrix and of a stack of them, the library's inverse is as fast as matrix products make
+# ours. With several threads its batched LU is silently wrong in some builds of torch from order 150 on.
+_ORDER, _STACK_ORDER = 128, 32
+
+
+def block_inverse(matrix: Tensor) -> Tensor:
+    """Inverse of matrices (…, n, n) by recursive 2×2 block elimination without pivoting, several times faster than LU
+    for large n.
+
+    Stable for I + αA with A monotone: the symmetric part of such a matrix (in its diagonal metric) is at least I,
+    every Schur complement inherits that, so no pivot block is ill conditioned beyond the matrix itself
+    (Golub & Van Loan, Matrix Computations, §4.2). The result is to be verified, as `verify_inverse` does.
+    """
+    n = matrix.shape[-1]
+    if n <= (_ORDER if matrix.ndim == 2 else _STACK_ORDER):
+        return torch.linalg.inv_ex(matrix).inverse
+    h = n // 2
+    p = block_inverse(matrix[..., :h, :h])
+    below, right = matrix[..., h:, :h] @ p, p @ matrix[..., :h, h:]
+    schur = block_inverse(matrix[..., h:, h:] - below @ matrix[..., :h, h:])
+    result = torch.empty_like(matrix)
+    upper = right @ schur
+    result[..., h:, h:] = schur
+    result[..., :h, h:] = -upper
+    result[..., h:, :h] = -(schur @ below)
+    result[..., :h, :h] = p + upper @ below
+    return result
+
+
+def verify_inverse(forward: Callable[[Tensor], Tensor], inverse: Callable[[Tensor], Tensor], ones: Tensor) -> None:
+    """Check V(Mp) = p for every row p of a probe with entries of varied size and sign; `ones` gives its shape, dtype
+    and device.
+
+    Raises ResolventError if a row's relative error exceeds the square root of the unit roundoff: rounding stays far
+    below that for every inverse worth using, and a wrong one does not.
+    """
+    rows = ones.flatten(1)
+    chirp = torch.cos(torch.arange(1, rows.shape[1] + 1, device=ones.device, dtype=torch.float64))
+    probe = (rows * chirp.to(ones.dtype)).reshape(ones.shape)
+    back = inverse(forward(probe))
+    size = probe.flatten(1).norm(dim=1).clamp_min(torch.finfo(ones.dtype).tiny)
+    error = float(((back - probe).flatten(1).norm(dim=1) / size).nan_to_num(nan=math.inf).amax())
+    allowed = math.sqrt(torch.finfo(ones.dtype).eps) * 16
+    if not error <= allowed:
+        raise ResolventError(
+            f"the computed inverse of I + αA is wrong by {error:.1e} on a probe (allowed {allowed:.1e}): A is not "
+            f"finite, not monotone, or too ill conditioned for {ones.dtype}; use float64 or check the weights"
+        )

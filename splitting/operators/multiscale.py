@@ -1,0 +1,529 @@
+"""A = mI + FᵀF + G − Gᵀ with circular correlations on one torus or on several tiers of decreasing resolution.
+
+F is block lower-bidiagonal: F_i acts on tier i, D_i leads from tier i to tier i + 1 with stride 2; G is chosen so that
+the upper half of A cancels. That leaves A_ii = mI + F_iᵀF_i + D_iᵀD_i + G_i − G_iᵀ and A_{i+1,i} = 2 F_{i+1}ᵀ D_i, all
+else 0, whose symmetric part is that of mI + FᵀF (Winston & Kolter 2020, arXiv 2006.08591, appendix D).
+Every A_ii is inverted frequency by frequency, the tiers one after the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from splitting import verified
+from splitting.errors import InvalidArgument, InvalidType
+from splitting.operators.base import AdjointView, Operator, Resolvent, is_transformed
+from splitting.operators.inverse import block_inverse, verify_inverse
+from splitting.operators.torus import Torus, stacked
+
+Spectra = list[Tensor]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the tiers of a state are. sizes: (height, width) of each tier's torus; channels: of each tier."""
+
+    sizes: tuple[tuple[int, int], ...]
+    channels: tuple[int, ...]
+
+    @cached_property
+    def toruses(self) -> tuple[Torus, ...]:
+        """All but the last tier are seen as four interleaved images, which makes their stride shift-invariant."""
+        *strided, last = self.sizes
+        return (*(Torus(height // 2, width // 2, 2) for height, width in strided), Torus(*last))
+
+    @cached_property
+    def entries(self) -> tuple[int, ...]:
+        return tuple(c * h * w for c, (h, w) in zip(self.channels, self.sizes, strict=True))
+
+    def fields(self, flat: Tensor) -> list[Tensor]:
+        """The tiers of flat states (entries, batch), each (height, width, channels of its torus, batch)."""
+        parts = flat.split(self.entries)
+        return [p.view(t.height, t.width, -1, flat.shape[1]) for p, t in zip(parts, self.toruses, strict=True)]
+
+    def descend(self, tier: int, field: Tensor) -> Tensor:
+        """What a strided correlation of `tier` gave, as a field of the next tier: zeros appended at the far sides."""
+        height, width = self.sizes[tier + 1]
+        padding = (0, 0, 0, 0, 0, width - field.shape[1], 0, height - field.shape[0])
+        field = functional.pad(field, padding) if any(padding) else field
+        return _interleaved(field) if self.toruses[tier + 1].phases == 2 else field
+
+    def ascend(self, tier: int, field: Tensor) -> Tensor:
+        """The adjoint of `descend`: a field of the next tier, cropped to what `tier` can have given."""
+        field = _joined(field) if self.toruses[tier + 1].phases == 2 else field
+        return field[: self.toruses[tier].height, : self.toruses[tier].width].contiguous()
+
+
+def _interleaved(image: Tensor) -> Tensor:
+    """(2h, 2w, c, batch) as the field (h, w, 4c, batch) of its four sub-images."""
+    height, width, channels, batch = image.shape
+    split = image.reshape(height // 2, 2, width // 2, 2, channels, batch)
+    return split.transpose(1, 2).reshape(height // 2, width // 2, 4 * channels, batch)
+
+
+def _joined(field: Tensor) -> Tensor:
+    """`_interleaved` undone."""
+    height, width, channels, batch = field.shape
+    split = field.reshape(height, width, 2, 2, channels // 4, batch)
+    return split.transpose(1, 2).reshape(2 * height, 2 * width, channels // 4, batch)
+
+
+@dataclass(frozen=True)
+class _Symbols:
+    """What the kernels are in the frequency domain, tier by tier: complex (frequencies, n_out, n_in)."""
+
+    F: Spectra
+    D: Spectra
+    A: Spectra
+
+    @cached_property
+    def stacked_F(self) -> Spectra:
+        return [stacked(s) for s in self.F]
+
+    @cached_property
+    def stacked_D(self) -> Spectra:
+        return [stacked(s) for s in self.D]
+
+    @cached_property
+    def stacked_A(self) -> Spectra:
+        return [stacked(s) for s in self.A]
+
+
+class MultiscaleOperator(Operator):
+    """A on states (batch, N) that hold tiers of (channels, height, width) each, one after the other.
+
+    F, G: one kernel (channels, channels, k, k) per tier, D: one (channels below, channels, k, k) between neighbours;
+    k odd. m > 0: strong monotonicity, a number or a scalar tensor. sizes: (height, width) of every tier's torus; a tier
+    with a successor has even sides, and its successor at least half of them (zeros fill the rest). `tiers` gives a
+    state's images. Within a tier a state runs over rows, columns, channels; of a tier with a successor first over the
+    pixels of equal parity. Raises InvalidArgument, InvalidType.
+    """
+
+    metric = None
+
+    def __init__(
+        self,
+        F: Sequence[Tensor],
+        G: Sequence[Tensor],
+        D: Sequence[Tensor],
+        m: float | Tensor,
+        sizes: Sequence[tuple[int, int]],
+    ) -> None:
+        _check_kernels(F, G, D, sizes)
+        m = m if isinstance(m, Tensor) else torch.tensor(m, dtype=F[0].dtype, device=F[0].device)
+        channels = tuple(kernel.shape[1] for kernel in F)
+        self.tensors = (m, *F, *G, *D)
+        self._layout = _Layout(tuple((int(h), int(w)) for h, w in sizes), channels)
+        self.state_shape = torch.Size((sum(self._layout.entries),))
+        self._cache = {}
+
+    def tiers(self, z: Tensor) -> list[Tensor]:
+        """The tiers of states z as images (batch, channels, height, width)."""
+        fields = self._fields(z)
+        images = [_joined(f) if t.phases == 2 else f for f, t in zip(fields, self._layout.toruses, strict=True)]
+        return [image.permute(3, 2, 0, 1) for image in images]
+
+    def state(self, tiers: Sequence[Tensor]) -> Tensor:
+        """States with these tiers (batch, channels, height, width): `tiers` inverted."""
+        fields = [image.permute(2, 3, 1, 0) for image in tiers]
+        toruses = self._layout.toruses
+        return self._join([_interleaved(f) if t.phases == 2 else f for f, t in zip(fields, toruses, strict=True)])
+
+    def apply(self, z: Tensor) -> Tensor:
+        symbols = self._symbols()
+        links = [_Link(symbols.stacked_D[i], symbols.stacked_F[i + 1].mT, i) for i in range(len(symbols.D))]
+        return self._multiply(symbols.stacked_A, links, z)
+
+    def _apply_adjoint(self, z: Tensor) -> Tensor:
+        symbols = self._symbols()
+        links = [_Link(symbols.stacked_F[i + 1], symbols.stacked_D[i].mT, i, up=True) for i in range(len(symbols.D))]
+        return self._multiply([s.mT for s in symbols.stacked_A], links, z)
+
+    def _multiply(self, diagonal: Spectra, links: list[_Link], z: Tensor) -> Tensor:
+        spectra = self._analyse(z)
+        images = [torch.bmm(symbol, x) for symbol, x in zip(diagonal, spectra, strict=True)]
+        for link in links:
+            images[link.target] = images[link.target] + 2 * link(self._layout, spectra[link.origin])
+        toruses = self._layout.toruses
+        return self._join([t.synthesise(x) for t, x in zip(toruses, images, strict=True)])
+
+    @property
+    def adjoint(self) -> Operator:
+        return _Adjoint(self)
+
+    def resolvent(self, alpha: float) -> Resolvent:
+        return self._cached(("resolvent", alpha), lambda: self._invert(alpha))
+
+    def _invert(self, alpha: float) -> _Substitution:
+        symbols = self._symbols()
+        inverses = [_invert_symbol(symbol, alpha) for symbol in symbols.A]
+        down, up = [], []
+        for i in range(len(symbols.D)):
+            # What leaves a tier is D V x or, in the adjoint, F Vᵀ x: one product instead of two.
+            leaving = stacked(2 * alpha * symbols.D[i] @ inverses[i])
+            down.append(_Link(leaving, symbols.stacked_F[i + 1].mT, i))
+            rising = stacked(2 * alpha * symbols.F[i + 1] @ inverses[i + 1].mH)
+            up.append(_Link(rising, symbols.stacked_D[i].mT, i, up=True))
+        return _Substitution(self, [_cayley(inverse) for inverse in inverses], down, up)
+
+    @property
+    def strong_monotonicity(self) -> float:
+        """m exactly: A is defined by its kernels, not by a rounded matrix."""
+        return float(self.tensors[0])
+
+    @property
+    def lipschitz(self) -> float:
+        return self._cached("lipschitz", self._prove_lipschitz)
+
+    def _prove_lipschitz(self) -> float:
+        """Σ over diagonals of the largest block norm: ‖A_ii‖ are those of their symbols, the rest products of two."""
+        exact = self.double()
+        symbols = exact._symbols()
+        diagonal = max(map(_norm, symbols.A, exact._symbol_errors(torch.float64)))
+        if not symbols.D:
+            return diagonal
+        relative = exact._symbol_rounding(torch.float64)
+        sizes = exact._kernel_sizes()
+        F = [_norm(s, relative * f) for s, (f, _, _) in zip(symbols.F, sizes, strict=True)]
+        D = [_norm(s, relative * d) for s, (_, _, d) in zip(symbols.D, sizes, strict=False)]
+        return verified.round_up(diagonal + max(2 * f * d for f, d in zip(F[1:], D, strict=True)))
+
+    @property
+    def frobenius(self) -> float:
+        def compute() -> float:
+            symbols = self._symbols()
+            squares = sum(_squared_size(t, s) for t, s in zip(self._layout.toruses, symbols.A, strict=True))
+            for i, D in enumerate(symbols.D):
+                largest = torch.linalg.matrix_norm(symbols.F[i + 1]).amax().square()
+                squares = squares + 4 * largest * _squared_size(self._layout.toruses[i], D)
+            return math.sqrt(float(squares))
+
+        return self._cached("frobenius", compute)
+
+    @property
+    def norm_bound(self) -> float:
+        def compute() -> float:
+            symbols = self._symbols()
+            diagonal = torch.stack([_two_norm_bound(s) for s in symbols.A]).amax()
+            links = [2 * _two_norm_bound(symbols.F[i + 1]) * _two_norm_bound(D) for i, D in enumerate(symbols.D)]
+            return float(diagonal + torch.stack(links).amax() if links else diagonal)
+
+        return self._cached("norm_bound", compute)
+
+    def rounding(self, z: Tensor) -> Tensor:
+        return self._cached("rounding", self._relative_rounding) * verified.vector_norm(z)
+
+    def _relative_rounding(self) -> float:
+        """‖fl(A z) − A z‖ ≤ this · ‖z‖: the errors of transforms, products and symbols, each times what follows."""
+        sizes = self._kernel_sizes()
+        norms = 0.0
+        for i, (f, g, d) in enumerate(sizes):
+            norms += float(self.tensors[0]) + f * f + d * d + 2 * g + (2 * f * sizes[i - 1][2] if i else 0.0)
+        per_pass = sum(
+            t.rounding(self.dtype)
+            + verified.gamma(8 * t.phases**2 * c + 16, self.dtype) * math.sqrt(2 * t.phases**2 * c)
+            for t, c in zip(self._layout.toruses, self._layout.channels, strict=True)
+        )
+        symbol = sum(self._symbol_errors(self.dtype)) + 2 * norms * self._symbol_rounding(self.dtype)
+        return verified.round_up(8 * norms * per_pass + 4 * symbol)
+
+    def _kernel_sizes(self) -> list[tuple[float, float, float]]:
+        """Upper bounds, per tier, on the 2-norm of the entrywise modulus of the symbols of F, G and D (0 for none)."""
+
+        def size(kernel: Tensor, phases: int) -> float:
+            return phases * float(kernel.detach().double().abs().sum((2, 3)).norm()) * (1 + 1e-12)
+
+        _, F, G, D = self._kernels()
+        toruses = self._layout.toruses
+        downs = [size(d, t.phases) for d, t in zip(D, toruses, strict=False)] + [0.0]
+        return [(size(f, t.phases), size(g, t.phases), d) for f, g, d, t in zip(F, G, downs, toruses, strict=True)]
+
+    def _symbol_rounding(self, dtype: torch.dtype) -> float:
+        """Upper bound on the error of a computed symbol, relative to its kernel's size."""
+        return verified.gamma(max(k.shape[2] * k.shape[3] for k in self.tensors[1:]) + 24, dtype)
+
+    def _symbol_errors(self, dtype: torch.dtype) -> list[float]:
+        """Upper bounds, per tier, on ‖fl(Â(ω)) − Â(ω)‖₂ where the symbols are computed in `dtype`."""
+        _, F, _, D = self._kernels()
+        products = verified.gamma(16 * max(max(k.shape[:2]) for k in (*F, *D)) + 64, dtype)
+        relative = 4 * (self._symbol_rounding(dtype) + products)
+        return [relative * (float(self.tensors[0]) + f * f + d * d + 2 * g) for f, g, d in self._kernel_sizes()]
+
+    def double(self) -> Self:
+        if self.dtype == torch.float64:
+            return self
+        return self._cached("double", lambda: self.replace(*(t.detach().double() for t in self.tensors)))
+
+    def rebind(self, *tensors: Tensor) -> Self:
+        twin = self.replace(*tensors)
+        twin._cache = self._cache
+        return twin
+
+    def replace(self, *tensors: Tensor) -> Self:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin.tensors = tensors
+        twin._cache = {}
+        return twin
+
+    def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
+        symbols, toruses, layout = self._symbols(), self._layout.toruses, self._layout
+        qs, zs = self._analyse(q), self._analyse(z)
+        m, F, G, D = self._kernels()
+        m_gradient = torch.zeros_like(m)
+        F_parts, G_parts, D_parts = [], [], []
+        for i, torus in enumerate(toruses):
+            P = torus.correlate(qs[i], zs[i])
+            H = P + P.mH
+            F_parts.append(symbols.F[i] @ H)
+            G_parts.append(P - P.mH)
+            if i < len(D):
+                D_parts.append(symbols.D[i] @ H)
+            m_gradient = m_gradient + P.real.diagonal(dim1=1, dim2=2).sum()
+        for i in range(len(D)):
+            # 2⟨F q_{i+1}, D z_i⟩
+            below = toruses[i + 1].analyse(
+                layout.descend(i, toruses[i].synthesise(torch.bmm(symbols.stacked_D[i], zs[i])))
+            )
+            F_parts[i + 1] = F_parts[i + 1] + 2 * toruses[i + 1].correlate(below, qs[i + 1])
+            image = toruses[i + 1].synthesise(torch.bmm(symbols.stacked_F[i + 1], qs[i + 1]))
+            above = toruses[i].analyse(layout.ascend(i, image))
+            D_parts[i] = D_parts[i] + 2 * toruses[i].correlate(above, zs[i])
+        return (
+            m_gradient,
+            *(t.kernel_gradient(s, k) for t, s, k in zip(toruses, F_parts, F, strict=True)),
+            *(t.kernel_gradient(s, k) for t, s, k in zip(toruses, G_parts, G, strict=True)),
+            *(t.kernel_gradient(s, k, stride=2) for t, s, k in zip(toruses, D_parts, D, strict=False)),
+        )
+
+    def _kernels(self) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+        tiers = len(self._layout.channels)
+        m, kernels = self.tensors[0], self.tensors[1:]
+        return m, kernels[:tiers], kernels[tiers : 2 * tiers], kernels[2 * tiers :]
+
+    def _symbols(self) -> _Symbols:
+        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in self.tensors)
+        if recorded or any(map(is_transformed, self.tensors)):
+            return self._transform_kernels()
+        return self._cached("symbols", self._transform_kernels)
+
+    def _transform_kernels(self) -> _Symbols:
+        m, F, G, D = self._kernels()
+        toruses = self._layout.toruses
+        same = [t.symbol(f) for t, f in zip(toruses, F, strict=True)]
+        skew = [t.symbol(g) for t, g in zip(toruses, G, strict=True)]
+        down = [t.symbol(d, stride=2) for t, d in zip(toruses, D, strict=False)]
+        diagonal = []
+        for i, (f, g) in enumerate(zip(same, skew, strict=True)):
+            gram = f.mH @ f
+            gram = gram + down[i].mH @ down[i] if i < len(down) else gram
+            identity = torch.eye(gram.shape[1], dtype=m.dtype, device=m.device)
+            diagonal.append(gram + (g - g.mH) + m * identity)
+        return _Symbols(same, down, diagonal)
+
+    def _fields(self, z: Tensor) -> list[Tensor]:
+        return self._layout.fields(z.mT.contiguous())
+
+    def _join(self, fields: Sequence[Tensor]) -> Tensor:
+        return torch.cat([f.reshape(-1, f.shape[3]) for f in fields]).mT
+
+    def _analyse(self, z: Tensor) -> Spectra:
+        return [t.analyse(f) for t, f in zip(self._layout.toruses, self._fields(z), strict=True)]
+
+
+class ConvolutionOperator(MultiscaleOperator):
+    """A = mI + FᵀF + G − Gᵀ with circular correlations F, G on one torus, on states (batch, channels, height, width).
+
+    F: (any, channels, k, k), G: (channels, channels, k, k), k odd and at most the side of the torus. m > 0: a number or
+    a scalar tensor. size: (height, width). Raises InvalidArgument, InvalidType.
+    """
+
+    def __init__(self, F: Tensor, G: Tensor, m: float | Tensor, size: tuple[int, int]) -> None:
+        super().__init__((F,), (G,), (), m, (size,))
+        self.state_shape = torch.Size((F.shape[1], *self._layout.sizes[0]))
+
+    @property
+    def strong_monotonicity(self) -> float:
+        """m + σ_min(F)², the smallest eigenvalue of the symmetric part, proved frequency by frequency."""
+
+        def prove() -> float:
+            exact = self.double()
+            F = exact._symbols().F[0]
+            error = exact._symbol_errors(torch.float64)[0]
+            least = min(verified.smallest_eigenvalue(stacked(f.mH @ f), perturbation=error) for f in F.split(_CHUNK))
+            return max(verified.round_down(float(self.tensors[0]) + least), float(self.tensors[0]))
+
+        return self._cached("strong_monotonicity", prove)
+
+    def cayley_norm(self, alpha: float) -> float:
+        """‖(I − αA)(I + αA)⁻¹‖₂, the largest over all frequencies, by block power iteration in each."""
+        cayley = self._substitution(alpha).cayley[0]
+        block = torch.eye(cayley.shape[1], 4, dtype=cayley.dtype, device=cayley.device)
+        block = block + torch.cos(torch.arange(block.numel(), dtype=cayley.dtype, device=cayley.device)).view_as(block)
+        block = block.expand(len(cayley), -1, -1)
+        for _ in range(12):
+            block = cayley.mT @ (cayley @ torch.linalg.qr(block).Q)
+        return math.sqrt(float(torch.linalg.matrix_norm(block, ord=2).amax()))
+
+    def _substitution(self, alpha: float) -> _Substitution:
+        resolvent = self.resolvent(alpha)
+        assert isinstance(resolvent, _Substitution)  # noqa: S101  what `_invert` makes
+        return resolvent
+
+    def _fields(self, z: Tensor) -> list[Tensor]:
+        return [z.permute(2, 3, 1, 0).contiguous()]
+
+    def _join(self, fields: Sequence[Tensor]) -> Tensor:
+        return fields[0].permute(3, 2, 0, 1)
+
+
+class _Adjoint(AdjointView):
+    """Aᵀ as a view of A."""
+
+    base: MultiscaleOperator
+
+    def apply(self, z: Tensor) -> Tensor:
+        return self.base._apply_adjoint(z)
+
+
+# Frequencies whose matrices are taken to float64 at a time.
+_CHUNK = 128
+
+
+class _Link:
+    """What one tier passes to its neighbour: a symbol on each side and a change of resolution between.
+
+    emit: (frequencies, 2k, 2n) of the origin, absorb: (frequencies, 2n′, 2k′) of the target.
+    """
+
+    def __init__(self, emit: Tensor, absorb: Tensor, tier: int, *, up: bool = False) -> None:
+        self.emit, self.absorb, self.tier, self.up = emit, absorb, tier, up
+        self.origin, self.target = (tier + 1, tier) if up else (tier, tier + 1)
+
+    def __call__(self, layout: _Layout, spectrum: Tensor) -> Tensor:
+        field = layout.toruses[self.origin].synthesise(torch.bmm(self.emit, spectrum))
+        moved = layout.ascend(self.tier, field) if self.up else layout.descend(self.tier, field)
+        return torch.bmm(self.absorb, layout.toruses[self.target].analyse(moved))
+
+
+class _Substitution(Resolvent):
+    """(I + αA)⁻¹ for block bidiagonal A: tier after tier, each corrected by what the one before passes on.
+
+    With C = 2V − I of a tier and e what it receives, the reflected resolvent is 2V(v − e) − v = C(v − e) − e.
+    """
+
+    def __init__(self, operator: MultiscaleOperator, cayley: Spectra, down: list[_Link], up: list[_Link]) -> None:
+        self.operator, self.cayley, self.down, self.up = operator, cayley, down, up
+        self.links = {link.target: link for link in down}
+        self.order = range(len(cayley))
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return (self.reflect(v, v)) / 2
+
+    def reflect(self, v: Tensor, shift: Tensor) -> Tensor:
+        operator, layout = self.operator, self.operator._layout
+        shifts, spectra = operator._fields(shift), operator._analyse(v)
+        fields = list(shifts)
+        for i in self.order:
+            link = self.links.get(i)
+            received = None if link is None else link(layout, spectra[link.origin])
+            if received is not None:
+                spectra[i] = spectra[i] - received
+            reflected = torch.bmm(self.cayley[i], spectra[i])
+            if received is not None:
+                reflected -= received
+            fields[i] = layout.toruses[i].synthesise(reflected, shifts[i])
+        return operator._join(fields)
+
+    @property
+    def adjoint(self) -> Resolvent:
+        twin = object.__new__(_Substitution)
+        twin.operator = self.operator
+        twin.cayley = [c.mT for c in self.cayley]
+        twin.down, twin.up = self.up, self.down
+        twin.links = {link.target: link for link in self.up}
+        twin.order = self.order[::-1]
+        return twin
+
+
+def _invert_symbol(symbol: Tensor, alpha: float) -> Tensor:
+    """(I + αÂ(ω))⁻¹ at every frequency, verified on a probe at every one."""
+    shifted = alpha * symbol
+    shifted.diagonal(dim1=1, dim2=2).add_(1)
+    inverse = block_inverse(shifted)
+    ones = torch.ones(symbol.shape[:2], dtype=symbol.dtype, device=symbol.device)
+    verify_inverse(lambda v: (shifted @ v[..., None])[..., 0], lambda v: (inverse @ v[..., None])[..., 0], ones)
+    return inverse
+
+
+def _cayley(inverse: Tensor) -> Tensor:
+    matrices = stacked(2 * inverse)
+    matrices.diagonal(dim1=1, dim2=2).sub_(1)
+    return matrices
+
+
+def _norm(symbol: Tensor, error: float) -> float:
+    """Proved upper bound on ‖·‖₂ at every frequency, for what is within `error` of `symbol` (float64)."""
+    return max(verified.spectral_norm(stacked(s), perturbation=error) for s in symbol.split(_CHUNK))
+
+
+def _two_norm_bound(symbol: Tensor) -> Tensor:
+    """√(‖·‖₁‖·‖∞) ≥ ‖·‖₂, the largest over all frequencies."""
+    sizes = symbol.abs()
+    return (sizes.sum(1).amax(1) * sizes.sum(2).amax(1)).sqrt().amax()
+
+
+def _squared_size(torus: Torus, symbol: Tensor) -> Tensor:
+    """Squared Frobenius norm of the map with this symbol."""
+    squares = torch.view_as_real(symbol).square().sum((1, 2, 3))
+    return (squares * torus.weights(squares)).sum() * (torus.height * torus.width)
+
+
+def _check_kernels(
+    F: Sequence[Tensor], G: Sequence[Tensor], D: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+) -> None:
+    if not len(F) == len(G) == len(D) + 1 == len(sizes):
+        raise InvalidArgument(
+            f"`F`, `G`, `sizes` must have one entry per tier and `D` one less, got {len(F)}, {len(G)}, {len(sizes)}, "
+            f"{len(D)}"
+        )
+    named = [*(("F", f) for f in F), *(("G", g) for g in G), *(("D", d) for d in D)]
+    for name, kernel in named:
+        if not isinstance(kernel, Tensor) or kernel.ndim != 4:
+            raise InvalidType(f"`{name}` must be kernels (out, in, k, k), got {kernel!r:.80}")
+        if kernel.dtype not in (torch.float32, torch.float64):
+            raise InvalidType(f"`{name}` must be float32 or float64, got {kernel.dtype}; convert it")
+        if kernel.shape[2] % 2 == 0 or kernel.shape[3] % 2 == 0:
+            raise InvalidArgument(f"`{name}` must have odd sides, got a kernel of {tuple(kernel.shape[2:])}")
+    for i, (height, width) in enumerate(sizes):
+        channels = F[i].shape[1]
+        if channels < 1 or tuple(G[i].shape[:2]) != (channels, channels):
+            raise InvalidArgument(
+                f"`G` of tier {i} must map {channels} channels to {channels}, as `F` has, got {tuple(G[i].shape[:2])}"
+            )
+        reaching = [F[i], G[i], *D[i : i + 1]]
+        if any(k.shape[2] > height or k.shape[3] > width for k in reaching):
+            raise InvalidArgument(f"`sizes` of tier {i} is {height}×{width}, smaller than a kernel on it")
+        if i + 1 < len(sizes):
+            _check_descent(i, D[i], (channels, F[i + 1].shape[0]), sizes)
+
+
+def _check_descent(i: int, kernel: Tensor, channels: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> None:
+    if (kernel.shape[1], kernel.shape[0]) != channels:
+        raise InvalidArgument(
+            f"`D` of tier {i} must map {channels[0]} channels to {channels[1]}, got a kernel of {tuple(kernel.shape)}"
+        )
+    for side, below in zip(sizes[i], sizes[i + 1], strict=True):
+        if side % 2 or below < side // 2:
+            raise InvalidArgument(
+                f"`sizes` of tier {i} is {sizes[i]} and of the next {sizes[i + 1]}: the first must be even and the "
+                "second at least half of it"
+            )
