@@ -5,7 +5,8 @@ from mondeq.errors import ConfigError, DataError, MondeqError, RunError, Trainin
 from mondeq.layer import EquilibriumLayer
 from mondeq.lipschitz import Bound, lipschitz_bounds, local_jacobian_norms
 from mondeq.models import Classifier, ModelConfig
-from mondeq.parameterizations import Dense, LipschitzDense, Parameterization
+from mondeq.original import load_original_checkpoint
+from mondeq.parameterizations import Conv2d, Dense, LipschitzDense, MultiscaleConv2d, Parameterization
 from mondeq.runs import load, save
 
 __version__ = "0.1.0"
@@ -14,12 +15,14 @@ __all__ = [
     "Bound",
     "Classifier",
     "ConfigError",
+    "Conv2d",
     "DataError",
     "Dense",
     "EquilibriumLayer",
     "LipschitzDense",
     "ModelConfig",
     "MondeqError",
+    "MultiscaleConv2d",
     "Parameterization",
     "Report",
     "RunError",
@@ -27,6 +30,7 @@ __all__ = [
     "certify",
     "lipschitz_bounds",
     "load",
+    "load_original_checkpoint",
     "local_jacobian_norms",
     "save",
 ]

@@ -60,7 +60,7 @@ class EquilibriumLayer(nn.Module):
         with torch.autocast(self._device.type, enabled=False):
             operator, solver = self._operator()
             return splitting.equilibrium(
-                splitting.Inclusion(operator, self.linear.source(x), self.activation),
+                splitting.Inclusion(operator, self.linear.source(x), self.prox),
                 solver,
                 tol=self.tol,
                 max_steps=self.max_steps,
@@ -77,13 +77,18 @@ class EquilibriumLayer(nn.Module):
         with torch.autocast(self._device.type, enabled=False):
             operator, solver = self._operator()
             return splitting.solve(
-                splitting.Inclusion(operator, self.linear.source(x), self.activation),
+                splitting.Inclusion(operator, self.linear.source(x), self.prox),
                 solver,
                 tol=self.tol if tol is None else tol,
                 max_steps=self.max_steps if max_steps is None else max_steps,
                 initial=initial,
                 on_failure=self.on_failure,
             )
+
+    @property
+    def prox(self) -> splitting.Activation:
+        """The activation as the equilibrium has it: that of a convolution is zero on the border."""
+        return self.linear.confined(self.activation)
 
     @property
     def _device(self) -> torch.device:

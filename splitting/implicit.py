@@ -133,10 +133,12 @@ class _Equilibrium(torch.autograd.Function):
         z, source, *tensors = ctx.saved_tensors
         problem = ctx.spec.bind(source, tuple(tensors))
         operator, prox = problem.operator, problem.prox
-        y = z - operator.apply(z) + source
-        q = _apply(ctx.spec.linearised(operator.adjoint, prox.derivative(y)), g)
         needs = ctx.needs_input_grad[2:]
         count = len(operator.tensors)
+        # Unless a second derivative asks for y as a function of z, z may be enough to know σ′(y).
+        d = None if torch.is_grad_enabled() else prox.derivative_at(z)
+        d = prox.derivative(_preactivation(problem, z)) if d is None else d
+        q = _apply(ctx.spec.linearised(operator.adjoint, d), g)
         operator_grads: tuple[Tensor | None, ...] = (None,) * count
         if any(needs[:count]):
             operator_grads = tuple(None if t is None else -t for t in operator.pairing_gradient(q, z))
@@ -144,7 +146,7 @@ class _Equilibrium(torch.autograd.Function):
         if any(needs[count:]):
             # p is what reaches z before σ′ multiplies it: q = σ′(y) p.
             p = g + q - operator.adjoint.apply(q)
-            prox_grads = prox.tensor_gradient(y, p)
+            prox_grads = prox.tensor_gradient(_preactivation(problem, z), p)
         return None, q, *operator_grads, *prox_grads
 
     @staticmethod
@@ -154,7 +156,7 @@ class _Equilibrium(torch.autograd.Function):
         problem = ctx.spec.bind(source, tuple(tensors))
         operator, prox = problem.operator, problem.prox
         count = len(operator.tensors)
-        y = z - operator.apply(z) + source
+        y = _preactivation(problem, z)
         moved = torch.zeros_like(z) if source_dot is None else source_dot
         moved = moved - _tangent(lambda q: operator.pairing_gradient(q, z), z, dots[:count])
         # ż = D(W ż + moved) + e with e the activation's own tangent; x = ż − e solves a problem of our kind.
@@ -174,6 +176,11 @@ class _Equilibrium(torch.autograd.Function):
         merged = [t.expand(size, *shape).flatten(0, 1) for t in merged]
         flat = _call(replace(spec, initial=None), sources.flatten(0, 1), *tensors[:count], *merged)
         return flat.unflatten(0, (size, shape[0])), 0
+
+
+def _preactivation(problem: Inclusion, z: Tensor) -> Tensor:
+    """y = W z + c, of which z = σ(y) at the solution."""
+    return z - problem.operator.apply(z) + problem.source
 
 
 def _tangent(

@@ -37,9 +37,14 @@ class Activation(ABC):
     def derivative(self, y: Tensor) -> Tensor:
         """σ′(y) ∈ [0, 1]."""
 
-    def prox(self, v: Tensor, alpha: float) -> Tensor:
-        """prox_{αf}(v) = σ(point(v, α))."""
-        return self(self.point(v, alpha))
+    def derivative_at(self, z: Tensor) -> Tensor | None:
+        """σ′(y) in terms of z = σ(y); None where z does not determine it, or nobody has said how."""
+        return None
+
+    def prox(self, v: Tensor, alpha: float, out: Tensor | None = None) -> Tensor:
+        """prox_{αf}(v) = σ(point(v, α)); written to `out` if given, which must not be v."""
+        z = self(self.point(v, alpha))
+        return z if out is None else out.copy_(z)
 
     def point(self, v: Tensor, alpha: float) -> Tensor:
         """The pre-activation y with α y + (1 − α) σ(y) = v, so that prox_{αf}(v) = σ(y).
@@ -67,6 +72,9 @@ class Identity(Activation):
     def derivative(self, y: Tensor) -> Tensor:
         return torch.ones_like(y)
 
+    def derivative_at(self, z: Tensor) -> Tensor:
+        return torch.ones_like(z)
+
     def point(self, v: Tensor, alpha: float) -> Tensor:
         return v
 
@@ -84,8 +92,11 @@ class ReLU(Activation):
     def point(self, v: Tensor, alpha: float) -> Tensor:
         return torch.where(v > 0, v, v / alpha)
 
-    def prox(self, v: Tensor, alpha: float) -> Tensor:
-        return v.relu()
+    def derivative_at(self, z: Tensor) -> Tensor:
+        return (z > 0).to(z.dtype)
+
+    def prox(self, v: Tensor, alpha: float, out: Tensor | None = None) -> Tensor:
+        return v.relu() if out is None else torch.clamp_min(v, 0, out=out)
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,9 @@ class LeakyReLU(Activation):
 
     def derivative(self, y: Tensor) -> Tensor:
         return torch.where(y > 0, 1.0, self.slope).to(y.dtype)
+
+    def derivative_at(self, z: Tensor) -> Tensor:
+        return self.derivative(z)
 
     def point(self, v: Tensor, alpha: float) -> Tensor:
         return torch.where(v > 0, v, v / (alpha + (1 - alpha) * self.slope))
@@ -123,6 +137,9 @@ class SoftThreshold(Activation):
 
     def derivative(self, y: Tensor) -> Tensor:
         return (y.abs() > self.threshold).to(y.dtype)
+
+    def derivative_at(self, z: Tensor) -> Tensor:
+        return (z != 0).to(z.dtype)
 
     def point(self, v: Tensor, alpha: float) -> Tensor:
         outside = v + (1 - alpha) * self.threshold * v.sign()
@@ -146,6 +163,9 @@ class Box(Activation):
     def derivative(self, y: Tensor) -> Tensor:
         return ((y > self.low) & (y < self.high)).to(y.dtype)
 
+    def derivative_at(self, z: Tensor) -> Tensor:
+        return self.derivative(z)
+
     def point(self, v: Tensor, alpha: float) -> Tensor:
         z = self(v)
         return z + (v - z) / alpha
@@ -161,6 +181,9 @@ class Tanh(Activation):
     def derivative(self, y: Tensor) -> Tensor:
         return 1 - y.tanh().square()
 
+    def derivative_at(self, z: Tensor) -> Tensor:
+        return 1 - z.square()
+
 
 @dataclass(frozen=True)
 class Sigmoid(Activation):
@@ -173,6 +196,9 @@ class Sigmoid(Activation):
         s = y.sigmoid()
         return s * (1 - s)
 
+    def derivative_at(self, z: Tensor) -> Tensor:
+        return z * (1 - z)
+
 
 @dataclass(frozen=True)
 class Softplus(Activation):
@@ -183,6 +209,9 @@ class Softplus(Activation):
 
     def derivative(self, y: Tensor) -> Tensor:
         return y.sigmoid()
+
+    def derivative_at(self, z: Tensor) -> Tensor:
+        return -torch.expm1(-z)
 
 
 class Scale(Activation):
@@ -201,17 +230,21 @@ class Scale(Activation):
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.d,)
 
-    def prox(self, v: Tensor, alpha: float) -> Tensor:
+    def prox(self, v: Tensor, alpha: float, out: Tensor | None = None) -> Tensor:
         # Every step multiplies by the same numbers.
         if alpha not in self._multipliers:
-            self._multipliers[alpha] = self.d / (alpha + (1 - alpha) * self.d)
-        return v * self._multipliers[alpha]
+            denominator = torch.mul(self.d, 1 - alpha).add_(alpha)
+            self._multipliers[alpha] = torch.div(self.d, denominator, out=denominator)
+        return torch.mul(v, self._multipliers[alpha], out=out)
 
     def __call__(self, y: Tensor) -> Tensor:
         return self.d * y
 
     def derivative(self, y: Tensor) -> Tensor:
         return self.d.expand_as(y)
+
+    def derivative_at(self, z: Tensor) -> Tensor:
+        return self.derivative(z)
 
     def point(self, v: Tensor, alpha: float) -> Tensor:
         return v / (alpha + (1 - alpha) * self.d)
@@ -249,8 +282,13 @@ class Masked(Activation):
     def point(self, v: Tensor, alpha: float) -> Tensor:
         return torch.where(self.mask, self.inner.point(v, alpha), v / alpha)
 
-    def prox(self, v: Tensor, alpha: float) -> Tensor:
-        return self.inner.prox(v, alpha) * self.mask
+    def derivative_at(self, z: Tensor) -> Tensor | None:
+        inside = self.inner.derivative_at(z)
+        return None if inside is None else inside * self.mask
+
+    def prox(self, v: Tensor, alpha: float, out: Tensor | None = None) -> Tensor:
+        z = self.inner.prox(v, alpha, out)
+        return z * self.mask if out is None else z.mul_(self.mask)
 
     def rebind(self, *tensors: Tensor) -> Masked:
         return Masked(self.inner.rebind(*tensors), self.mask)

@@ -151,10 +151,15 @@ class _Record:
         """Take over `value` for the samples still open, and close those with residual ≤ tol."""
         self.history.append(residual)
         done = residual <= tol
-        if self.untouched and self.asking_is_free and not bool(done.any()):
-            # The common case: nothing to freeze, so the iterate itself is the record.
-            self.value, self.residual = value, residual
-            return
+        if self.untouched and self.asking_is_free:
+            # The common cases: nothing to freeze, or everything, so the iterate itself is the record.
+            closed = int(done.sum())
+            if closed in (0, len(done)):
+                self.value, self.residual = value, residual
+                if closed:
+                    self.converged, self.untouched = done, False
+                    self.steps.fill_(step)
+                return
         self.untouched = False
         shape = (-1, *[1] * (value.ndim - 1))
         self.value = torch.where(self.converged.reshape(shape), self.value, value)

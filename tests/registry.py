@@ -5,6 +5,7 @@ Operators are made for a dtype and activations for a state shape and a dtype, so
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -68,7 +69,34 @@ PARAMETERIZATIONS: dict[str, ParameterizationFactory] = {
     "mondeq.Dense": _parameterized(lambda: mondeq.Dense(3, 6, m=0.5)),
     "mondeq.Dense, m learned": _parameterized(lambda: mondeq.Dense(3, 6, m=0.5, learn_m=True)),
     "mondeq.LipschitzDense": _parameterized(lambda: mondeq.LipschitzDense(3, 6, 2)),
+    "mondeq.Conv2d": _parameterized(lambda: mondeq.Conv2d(1, 2, (3, 4), m=0.5)),
+    "mondeq.Conv2d, normalised": _parameterized(
+        lambda: mondeq.Conv2d(2, 1, 3, kernel_size=1, m=0.5, learn_m=True, weight_norm=True)
+    ),
+    "mondeq.MultiscaleConv2d": _parameterized(lambda: mondeq.MultiscaleConv2d(1, (1, 2), (4, 6), m=0.5)),
+    "mondeq.MultiscaleConv2d, normalised": _parameterized(
+        lambda: mondeq.MultiscaleConv2d(1, (1, 1, 1), 4, m=0.5, learn_m=True, weight_norm=True)
+    ),
 }
+
+
+def _kernel(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _convolution(channels: int, size: tuple[int, int], k: int) -> OperatorFactory:
+    kernels = [0.4 * _kernel(channels, channels, k, k, seed=seed) for seed in range(2)]
+    return lambda dtype: splitting.ConvolutionOperator(*(f.to(dtype) for f in kernels), 0.5, size)
+
+
+def _multiscale(channels: tuple[int, ...], sizes: tuple[tuple[int, int], ...]) -> OperatorFactory:
+    F, G = ([0.4 * _kernel(c, c, 3, 3, seed=s + i) for i, c in enumerate(channels)] for s in (1, 20))
+    D = [0.4 * _kernel(b, a, 3, 3, seed=40 + i) for i, (a, b) in enumerate(pairwise(channels))]
+
+    def make(dtype: torch.dtype) -> splitting.Operator:
+        return splitting.MultiscaleOperator(*([k.to(dtype) for k in kernels] for kernels in (F, G, D)), 0.5, sizes)
+
+    return make
 
 
 # Small ones, for laws that solve many problems.
@@ -80,6 +108,9 @@ SMALL_OPERATORS: dict[str, OperatorFactory] = {
     "metric": _metric(),
     "m near 0": _dense(monotone(6, m=1e-3, rank=2)),
     "one huge weight": _huge_weight(),
+    "convolution, 3×5": _convolution(1, (3, 5), 3),
+    "convolution, 1×1 kernel": _convolution(3, (2, 2), 1),
+    "multiscale": _multiscale((1, 2), ((4, 6), (3, 3))),
 } | {name: _its_operator(make) for name, make in PARAMETERIZATIONS.items()}
 # Large enough for the blockwise inverse to recurse, with blocks of odd order.
 LARGE_OPERATORS: dict[str, OperatorFactory] = {"order 301": _dense(monotone(301))}

@@ -1,10 +1,10 @@
-"""The two layers of the dense benchmark with the same weights under the same head, and how right their answers are."""
+"""Two layers with the same weights under the same head, and how right their answers are."""
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,22 +24,31 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Network(nn.Module):
-    """Logits of a linear head on the states of a layer."""
+    """Logits of a linear head on the states of a dense layer. Other layers override what is below `forward`."""
 
-    def __init__(self, layer: TextbookLayer | mondeq.EquilibriumLayer, head: nn.Linear) -> None:
+    def __init__(self, layer: nn.Module, head: nn.Linear) -> None:
         super().__init__()
         self.layer, self.head = layer, head
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.layer(images))
+        return self.classify(self.layer(images))
+
+    def classify(self, state: Any) -> Tensor:
+        """The logits of what the layer returned."""
+        logits: Tensor = self.head(state)
         return logits
+
+    def flat(self, state: Any) -> Tensor:
+        """What the layer returned as (batch, entries), in an order that textbook and ours share."""
+        values: Tensor = state
+        return values
 
     def weights(self) -> list[Tensor]:
         """F, G, U, b and the head's weight and bias."""
         if isinstance(self.layer, TextbookLayer):
             own: list[Tensor] = [self.layer.F.weight, self.layer.G.weight, self.layer.U.weight, self.layer.U.bias]
         else:
-            linear = _dense(self.layer)
+            linear = self.layer.linear
             own = [linear.F, linear.G, linear.U, linear.b]
         return [*own, self.head.weight, self.head.bias]
 
@@ -63,16 +72,38 @@ class Pair:
         linear = mondeq.Dense(in_features, features, m=1.0)
         head = nn.Linear(features, CLASSES)
         drawn = [(random_images(batch, in_features), torch.randint(CLASSES, (batch,))) for _ in range(batches)]
-        textbook = Network(textbook_copy(linear, 1.0, tol=TOLERANCES[0]), copy.deepcopy(head)).train(training)
-        exact = _solve_and_differentiate(_exact(linear, head), drawn[0])
-        target = outcome(textbook, drawn[0], exact)
+        textbook = Network(textbook_copy(linear, 1.0, tol=TOLERANCES[0]), copy.deepcopy(head))
+        return cls.compared(textbook, lambda layer: Network(layer, head), linear, drawn, training=training)
+
+    @classmethod
+    def compared(
+        cls,
+        textbook: Network,
+        network: Callable[[mondeq.EquilibriumLayer], Network],
+        linear: mondeq.Parameterization,
+        batches: Sequence[Batch],
+        *,
+        training: bool,
+    ) -> Pair:
+        """`textbook` and ours, which is `network` of a layer on `linear`."""
+        textbook.train(training)
+        exact = solve_and_differentiate(exact_network(network, linear), batches[0])
+        target = outcome(textbook, batches[0], exact)
         compared = ("error_worst_sample", "gradient_error") if training else ("error_worst_sample",)
-        ours = {tol: Network(mondeq.EquilibriumLayer(linear, tol=tol), head).train(training) for tol in TOLERANCES}
-        reached = {tol: outcome(network, drawn[0], exact) for tol, network in ours.items()}
-        enough = [tol for tol in TOLERANCES if all(reached[tol][error] <= target[error] for error in compared)]
-        equal = max(enough, default=TOLERANCES[-1])
+        ours = {tol: network(mondeq.EquilibriumLayer(linear, tol=tol)).train(training) for tol in TOLERANCES}
+        reached: dict[float, dict[str, Any]] = {}
+        for equal in TOLERANCES:
+            reached[equal] = outcome(ours[equal], batches[0], exact)
+            if all(reached[equal][error] <= target[error] for error in compared):
+                break
         outcomes = {"textbook": target, "mondeq": reached[TOLERANCES[0]], "mondeq, as accurate": reached[equal]}
-        return cls(textbook, ours[TOLERANCES[0]], ours[equal], drawn, outcomes)
+        return cls(textbook, ours[TOLERANCES[0]], ours[equal], list(batches), outcomes)
+
+
+def exact_network(network: Callable[[mondeq.EquilibriumLayer], Network], linear: mondeq.Parameterization) -> Network:
+    """The network in float64, solved to 1e-12 by another method."""
+    layer = mondeq.EquilibriumLayer(linear, solver=splitting.Anderson(), tol=1e-12, on_failure="raise")
+    return copy.deepcopy(network(layer)).double()
 
 
 def outcome(network: Network, batch: Batch, exact: tuple[Tensor, Tensor]) -> dict[str, Any]:
@@ -85,13 +116,13 @@ def outcome(network: Network, batch: Batch, exact: tuple[Tensor, Tensor]) -> dic
     solutions: dict[str, splitting.Solution] = {}
     if isinstance(network.layer, mondeq.EquilibriumLayer):
         network.layer.monitor = solutions.__setitem__
-    state, gradient = _solve_and_differentiate(network, batch)
+    state, gradient = solve_and_differentiate(network, batch)
     best, best_gradient = exact
     return {
         "error_worst_sample": float(relative(state - best, best).max()),
         "error_batch": float((state - best).norm() / best.norm()),
         "gradient_error": float((gradient - best_gradient).norm() / best_gradient.norm()),
-        **(_textbook_report(network.layer) if isinstance(network.layer, TextbookLayer) else _our_report(solutions)),
+        **(_our_report(solutions) if solutions else _textbook_report(network.layer)),
         "tolerance": network.layer.tol,
     }
 
@@ -102,22 +133,16 @@ def relative(difference: Tensor, value: Tensor) -> Tensor:
     return torch.linalg.vector_norm(difference, dim=1) / size
 
 
-def _exact(linear: mondeq.Dense, head: nn.Linear) -> Network:
-    """The same network in float64, solved to 1e-12 by another method."""
-    layer = mondeq.EquilibriumLayer(linear, solver=splitting.Anderson(), tol=1e-12, on_failure="raise")
-    return copy.deepcopy(Network(layer, head)).double()
-
-
-def _solve_and_differentiate(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
+def solve_and_differentiate(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
     """The state and the gradient of the cross-entropy in all weights, flat; both as float64."""
     images, labels = batch
     weights = network.weights()
     state = network.layer(images.to(weights[0].dtype))
-    gradients = torch.autograd.grad(functional.cross_entropy(network.head(state), labels), weights)
-    return state.detach().double(), torch.cat([g.flatten() for g in gradients]).double()
+    gradients = torch.autograd.grad(functional.cross_entropy(network.classify(state), labels), weights)
+    return network.flat(state).detach().double(), torch.cat([g.flatten() for g in gradients]).double()
 
 
-def _textbook_report(layer: TextbookLayer) -> dict[str, Any]:
+def _textbook_report(layer: Any) -> dict[str, Any]:
     return {
         "forward_steps": layer.forward_steps,
         "backward_steps": layer.backward_steps,
@@ -183,9 +208,3 @@ class Evaluation:
     def __call__(self) -> Tensor:
         logits: Tensor = self.network(next(self.batches)[0])
         return logits
-
-
-def _dense(layer: mondeq.EquilibriumLayer) -> mondeq.Dense:
-    if not isinstance(layer.linear, mondeq.Dense):
-        raise TypeError(f"`layer.linear` must be a mondeq.Dense, got {type(layer.linear).__name__}")
-    return layer.linear

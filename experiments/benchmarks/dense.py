@@ -22,7 +22,7 @@ import torch
 
 import mondeq
 from experiments.benchmarks.competitors import Evaluation, Pair, TrainingStep
-from experiments.benchmarks.measure import Timings, heading, interleave, table, write_json
+from experiments.benchmarks.measure import Timings, heading, interleave, parser, table, write_json
 from experiments.benchmarks.steps import AUTO, TOLERANCE, count_steps, load_checkpoint, load_images
 
 STEPS_TARGET = 10
@@ -66,22 +66,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    description, _, _ = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.dense", description=description)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write machine, date, seed and all results to FILE")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, seconds in all: does it run?")
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where MNIST is; without it, random images")
-    parser.add_argument(
+    result = parser("experiments.benchmarks.dense", __doc__)
+    result.add_argument("--data-dir", type=Path, metavar="DIR", help="where MNIST is; without it, random images")
+    result.add_argument(
         "--checkpoint",
         type=Path,
         metavar="PATH",
         help="a dense network of 2020, a state_dict; without it, random weights",
     )
-    parser.add_argument(
+    result.add_argument(
         "--m", type=float, default=20.0, help="its m, which the file does not hold (default %(default)g)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights, images, labels (default %(default)d)")
-    return parser
+    return result
 
 
 def measure_training(features: int, plan: Plan) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import math
@@ -104,6 +105,16 @@ def _mean_seconds(task: Callable[[], object], repeats: int) -> float:
     for _ in range(repeats):
         task()
     return (time.perf_counter() - start) / repeats
+
+
+def parser(module: str, documentation: str | None) -> argparse.ArgumentParser:
+    """The options every benchmark has, described by the first line of its documentation."""
+    description, _, _ = (documentation or "").partition("\n")
+    result = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    result.add_argument("--json", type=Path, metavar="FILE", help="write machine, date, seed and all results to FILE")
+    result.add_argument("--smoke", action="store_true", help="tiny sizes, seconds in all: does it run?")
+    result.add_argument("--seed", type=int, default=0, help="of weights, images, labels (default %(default)d)")
+    return result
 
 
 def heading(seed: int) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from mondeq.models import Classifier, exact_copy
 from splitting import verified
 from splitting.errors import InvalidArgument
 
+# State entries solved for at a time, in float64 and with the memory of Anderson acceleration: about 2 GiB.
+_ENTRIES_AT_ONCE = 2**24
+
 
 @dataclass(frozen=True, eq=False)
 class Report:
@@ -42,20 +45,27 @@ class Report:
 
 @torch.no_grad()
 def certify(
-    model: Classifier, images: Tensor, labels: Tensor, *, batch_size: int = 500, bounds: dict[str, Bound] | None = None
+    model: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    batch_size: int | None = None,
+    bounds: dict[str, Bound] | None = None,
 ) -> Report:
     """Radii within which the exact network's prediction is proved constant.
 
     radius = min over j of (y_i − y_j − δ_ij)/L_ij with i the prediction, L_ij the smallest certified constant of that
     gap and δ_ij a proved bound on the error of the computed gap: the solver's, and all rounding. images: (N, C, H, W)
-    in [0, 1], float; labels: (N,) integers. bounds: those of `lipschitz_bounds(model)`, where they are at hand.
+    in [0, 1], float; labels: (N,) integers. batch_size: images solved at a time (None: at most 500, fewer where their
+    states are large). bounds: those of `lipschitz_bounds(model)`, where they are at hand.
     Everything is computed in float64. Raises InvalidArgument for NaN or inf images, wrong shapes or labels out of
     range.
     """
     _check(model, images, labels)
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise InvalidArgument(f"`batch_size` must be an integer ≥ 1, got {batch_size!r}")
     exact = exact_copy(model)
+    batch_size = batch_size or min(max(_ENTRIES_AT_ONCE // exact.linear.state_shape.numel(), 1), 500)
     bounds = lipschitz_bounds(model) if bounds is None else bounds
     gaps = _GapCertifier(exact, best_pairs(bounds))
     parts = [gaps.radii(chunk.double()) for chunk in images.split(batch_size)] or [gaps.radii(images.double())]
@@ -75,14 +85,15 @@ class _GapCertifier:
         differences = (head[:, None] - head[None]).flatten(0, 1)
         if self.operator.root_metric is not None:
             differences = differences / self.operator.root_metric
-        # ‖(w_i − w_j)Λ^-½‖ converts an error of the state in the Λ-norm into one of the gap.
-        self.gap_gain = verified.vector_norm(differences).reshape(len(head), len(head)) * (1 + 1e-12)
+        # ‖(w_i − w_j)PΛ^-½‖ converts an error of the state in the Λ-norm into one of the gap.
+        gains = verified.vector_norm(differences).reshape(len(head), len(head))
+        self.gap_gain = gains * exact.features.gain * (1 + 1e-12)
 
     def radii(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Radius, prediction and state error of float64 images."""
         exact = self.exact
         x = exact.prepare(images)
-        problem = splitting.Inclusion(self.operator, exact.linear.source(x), exact.layer.activation)
+        problem = splitting.Inclusion(self.operator, exact.linear.source(x), exact.layer.prox)
         solution = splitting.solve(problem, self.solver, tol=exact.layer.tol, max_steps=exact.layer.max_steps)
         error = solution.error_bound + self._source_error(images)
         logits = exact.readout(solution.value)
@@ -102,9 +113,9 @@ class _GapCertifier:
 
     def _readout_error(self, z: Tensor) -> Tensor:
         """Rounding of the difference of any two logits, (batch, 1)."""
-        head, bias = self.exact.head_weight, self.exact.head_bias
-        size = (z.flatten(1).abs() @ head.abs().mT + bias.abs()).amax(1, keepdim=True)
-        return 2 * verified.gamma(head.shape[1] + 4) * size
+        head, bias, features = self.exact.head_weight, self.exact.head_bias, self.exact.features
+        size = (features(z.abs()) @ head.abs().mT + bias.abs()).amax(1, keepdim=True)
+        return 2 * verified.gamma(head.shape[1] + features.terms + 4) * size
 
 
 def _mean(mask: Tensor) -> float:

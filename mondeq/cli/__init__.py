@@ -1,5 +1,7 @@
-"""The command line: `mondeq train | certify | bound | info`. Exit code 0: done; 1: a failure that one line explains;
-2: wrong usage; 130: interrupted."""
+"""The command line: `mondeq train | certify | bound | info | import-checkpoint`.
+
+Exit code 0: done; 1: a failure that one line explains; 2: wrong usage; 130: interrupted.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 
 import mondeq
-from mondeq.cli import bound, certify, info, train
+from mondeq.cli import bound, certify, import_checkpoint, info, train
 from mondeq.errors import MondeqError
 from splitting.errors import SplittingError
 
@@ -23,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="example: mondeq train --data digits --model lipschitz --radius 0.5 --out runs/digits",
     )
     parser.add_argument("--version", action="version", version=f"mondeq {mondeq.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,certify,bound,info}")
-    for module in (train, certify, bound, info):
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (train, certify, bound, info, import_checkpoint):
         module.add_parser(commands)
     options = parser.parse_args(arguments)
     try:

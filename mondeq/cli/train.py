@@ -19,6 +19,7 @@ from mondeq.cli.evaluation import (
     add_device,
     bounds_table,
     certify_split,
+    count,
     load_data,
     report_json,
     report_table,
@@ -33,11 +34,18 @@ from mondeq.training.progress import Epoch, write_history
 from mondeq.training.recipes import recipe
 from mondeq.training.trainer import Trainer
 
-_MODEL_SETTINGS = ("features", "m", "learn_m", "gamma", "activation", "solver", "tol", "max_steps")
-_ONLY_FOR = {"m": "dense", "learn_m": "dense", "gamma": "lipschitz"}
+_MODEL_SETTINGS = (
+    "features", "channels", "kernel_size", "pool", "weight_norm", "m", "learn_m", "gamma", "activation", "solver",
+    "tol", "max_steps",
+)  # fmt: skip
+_CONVOLUTIONAL, _MONOTONE = ("conv", "multiscale"), ("dense", "conv", "multiscale")
+_ONLY_FOR = {
+    "features": ("dense", "lipschitz"), "channels": _CONVOLUTIONAL, "kernel_size": _CONVOLUTIONAL, "pool": ("conv",),
+    "weight_norm": _CONVOLUTIONAL, "m": _MONOTONE, "learn_m": _MONOTONE, "gamma": ("lipschitz",),
+}  # fmt: skip
 _TRAINING_SETTINGS = (
     "epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule", "decay_every", "clip", "radius", "ramp",
-    "logit_scale", "shift", "seed",
+    "logit_scale", "shift", "flip", "seed",
 )  # fmt: skip
 
 
@@ -52,12 +60,17 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog="example: mondeq train --data mnist --model lipschitz --radius 0.4 --out runs/mnist",
     )
     parser.add_argument("--data", help=f"one of {', '.join(data.NAMES)}")
-    parser.add_argument("--model", choices=KINDS, help="dense: ‖U‖/m-Lipschitz; lipschitz: γ-Lipschitz for any weights")
+    parser.add_argument(
+        "--model",
+        choices=KINDS,
+        help="dense, conv, multiscale: ‖U‖/m-Lipschitz; lipschitz: γ-Lipschitz for any weights",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run folder; must be new or empty")
     parser.add_argument("--resume", action="store_true", help="continue the run in RUN with its own settings")
     add_data_dir(parser)
     add_device(parser)
     add_json(parser)
+    parser.add_argument("--certify", type=count(1), metavar="N", help="certify the first N test images (default: all)")
     parser.add_argument("--tensorboard", action="store_true", help="log to RUN/tensorboard (needs mondeq[tensorboard])")
     _add_model_settings(parser.add_argument_group("model"))
     _add_training_settings(parser.add_argument_group("training"))
@@ -65,8 +78,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _add_model_settings(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--features", type=int, help="n, the width of the equilibrium state")
-    group.add_argument("--m", type=float, help="strong monotonicity of the dense model (default 1)")
+    group.add_argument("--features", type=int, help="n, the width of the equilibrium state of dense and lipschitz")
+    group.add_argument("--channels", type=int, nargs="+", metavar="C", help="of conv (one number) or of every tier")
+    group.add_argument("--kernel-size", type=int, metavar="K", help="side of the convolutions, odd (default 3)")
+    group.add_argument(
+        "--pool", type=int, metavar="K", help="conv: average over K×K blocks before the head (default 4)"
+    )
+    group.add_argument(
+        "--weight-norm", action=argparse.BooleanOptionalAction, help="learn length and direction of kernels"
+    )
+    group.add_argument("--m", type=float, help="strong monotonicity of dense, conv and multiscale (default 1)")
     group.add_argument("--learn-m", action=argparse.BooleanOptionalAction, help="learn m, starting from --m")
     group.add_argument("--gamma", type=float, help="γ of the lipschitz model, in logits per pixel unit (default 1)")
     group.add_argument("--activation", choices=list(ACTIVATIONS))
@@ -88,6 +109,9 @@ def _add_training_settings(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--ramp", type=float, help="share of training over which the radius grows from 0")
     group.add_argument("--logit-scale", type=float, help="factor on logits before the cross-entropy")
     group.add_argument("--shift", type=int, help="augment by moving images up to so many pixels")
+    group.add_argument(
+        "--flip", action=argparse.BooleanOptionalAction, help="augment by mirroring images left to right"
+    )
     group.add_argument("--seed", type=int)
 
 
@@ -125,7 +149,8 @@ def _train(trainer: Trainer, observe: _Observer, options: argparse.Namespace) ->
             file=sys.stderr,
         )
         return 130
-    report = certify_split(load(folder, device=trainer.device), trainer.dataset.test, trainer.device)
+    model = load(folder, device=trainer.device)
+    report = certify_split(model, trainer.dataset.test, trainer.device, options.certify)
     if distributed.is_main():
         metrics = {
             **report_json(report, DEFAULT_RADII),
@@ -192,11 +217,10 @@ def _new_settings(options: argparse.Namespace) -> dict[str, Any]:
         raise RunError(
             f"{options.out} exists and is not an empty folder; choose another --out, or --resume the run in it"
         )
-    foreign = [name for name in _given(options) if _ONLY_FOR.get(name, options.model) != options.model]
+    foreign = [name for name in _given(options) if options.model not in _ONLY_FOR.get(name, KINDS)]
     if foreign:
-        raise ConfigError(
-            f"`{foreign[0]}` is a setting of the {_ONLY_FOR[foreign[0]]} model, not of {options.model}; drop it"
-        )
+        owners = " and ".join(_ONLY_FOR[foreign[0]])
+        raise ConfigError(f"`{foreign[0]}` is a setting of the {owners} model, not of {options.model}; drop it")
     settings = recipe(options.data, options.model, options.radius or 0.0)
     return {**settings, **_given(options), "data": _portable(options.data), "kind": options.model}
 
@@ -213,7 +237,7 @@ def _stored_configs(options: argparse.Namespace) -> tuple[ModelConfig, TrainingC
     except (ConfigError, TypeError, ValueError) as error:
         raise RunError(f"{path} cannot be resumed: {error}") from None
     asked = {**_given(options), "data": options.data and _portable(options.data), "kind": options.model}
-    settings = {**model, **training}
+    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in {**model, **training}.items()}
     for name, value in asked.items():
         if value is not None and settings.get(name) != value:
             raise ConfigError(
@@ -232,7 +256,8 @@ def _portable(name: str) -> str:
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
     names = (*_MODEL_SETTINGS, *_TRAINING_SETTINGS)
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    values = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _new_configs(settings: dict[str, Any], dataset: data.Dataset) -> tuple[ModelConfig, TrainingConfig]:

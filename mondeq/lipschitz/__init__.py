@@ -10,19 +10,23 @@ from mondeq.lipschitz.local import local_jacobian_bound, local_jacobian_norms
 from mondeq.lipschitz.matrix_inequality import LARGEST_SEARCH, matrix_inequality_bound, optimised_metric
 from mondeq.lipschitz.product import product_bound
 from mondeq.models import Classifier, exact_copy
+from mondeq.parameterizations import DenseInput
 from splitting.errors import InvalidArgument
 
 
 def lipschitz_bounds(model: Classifier, images: Tensor | None = None) -> dict[str, Bound]:
     """{method: Bound} of the map from pixels in [0, 1] to logits, normalisation included.
 
-    "product" and "matrix inequality" are certified, each with constants for every logit gap in `pairs`; so is "matrix
-    inequality, optimised metric", which is tried where the parameterization brings no metric of its own. With `images`,
+    "product" and, for dense networks, "matrix inequality" are certified, each with constants for every logit gap in
+    `pairs`; so is "matrix inequality, optimised metric", tried where there is no metric to begin with. With `images`,
     "local Jacobian" is an estimate from below, so the true constant lies between it and the smallest certified value.
     """
     exact = exact_copy(model)
-    bounds = {"product": product_bound(exact), "matrix inequality": matrix_inequality_bound(exact)}
-    if exact.linear.operator().metric is None and exact.config.features <= LARGEST_SEARCH:
+    bounds = {"product": product_bound(exact)}
+    dense = isinstance(exact.linear, DenseInput)
+    if dense:
+        bounds["matrix inequality"] = matrix_inequality_bound(exact)
+    if dense and exact.linear.operator().metric is None and exact.linear.state_shape.numel() <= LARGEST_SEARCH:
         bounds["matrix inequality, optimised metric"] = matrix_inequality_bound(exact, optimised_metric(exact))
     if images is not None:
         bounds["local Jacobian"] = local_jacobian_bound(model, images)

@@ -1,4 +1,7 @@
-"""Product bounds: ‖W_o Λ^-½‖₂ ‖Λ^½ U diag(1/std)‖₂ / m, and the same for every difference of two rows of W_o."""
+"""Product bounds: ‖W_o P Λ^-½‖₂ ‖Λ^½ U diag(1/std)‖₂ / m, and the same for every difference of two rows of W_o.
+
+P is what the head sees of a state: all of it, its last tier, or averages over blocks, for which ‖P‖₂ is less than 1.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ _ASSUMPTIONS = "exact equilibrium of the stored weights; inputs anywhere in pixe
 
 
 def product_bound(exact: Classifier) -> Bound:
-    """‖W_o Λ^-½‖₂ ‖Λ^½ U diag(1/std)‖₂ / m (Pabbaraju, Winston & Kolter 2021), for a float64 classifier.
+    """‖W_o P Λ^-½‖₂ ‖Λ^½ U diag(1/std)‖₂ / m (Pabbaraju, Winston & Kolter 2021), for a float64 classifier.
 
     pairs[i, j] replaces W_o by the difference of its rows i and j: a gap is more regular than two logits.
     """
@@ -28,9 +31,9 @@ def product_bound(exact: Classifier) -> Bound:
 
 
 def metric_head(exact: Classifier) -> Tensor:
-    """W_o Λ^-½: the read-out in coordinates in which the metric is Euclidean."""
+    """W_o ‖P‖ Λ^-½: the read-out in coordinates in which the metric is Euclidean and P has orthonormal rows."""
     metric = exact.linear.operator().metric
-    head = exact.head_weight.detach()
+    head = exact.head_weight.detach() * exact.features.gain
     return head if metric is None else head / metric.sqrt()
 
 

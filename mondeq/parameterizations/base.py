@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -39,6 +40,22 @@ class Parameterization(nn.Module, ABC):
         """Upper bound, per sample, on ‖fl(Ux + b) − (Ux + b)‖_Λ where |x| ≤ size entrywise, and x itself is only
         known to a few roundings relative to `size` (batch, in_features), float64."""
 
+    def input_norm_estimate(self, scale: Tensor) -> Tensor:
+        """What `input_norm` bounds, in floating point and differentiable in the weights: it steers training.
+
+        This one builds U column by column; a parameterization with large inputs has a better way.
+        """
+        basis = torch.eye(self.in_features, dtype=scale.dtype, device=scale.device) * scale
+        basis = basis.to(next(self.parameters()))
+        columns = (self.source(basis) - self.source(torch.zeros_like(basis[:1]))).flatten(1)
+        metric = self.operator().metric
+        columns = columns if metric is None else columns * metric.sqrt().flatten()
+        return torch.linalg.eigvalsh(columns @ columns.mT)[-1].clamp_min(0).sqrt()
+
+    def confined(self, activation: splitting.Activation) -> splitting.Activation:
+        """`activation` as this parameterization's equilibria use it: itself, unless part of a state is fixed at 0."""
+        return activation
+
     def weight(self) -> Tensor:
         """W as a dense (n, n) matrix, for study and tests: column j is W eⱼ."""
         eye = torch.eye(self.state_shape.numel(), dtype=next(self.parameters()).dtype)
@@ -62,20 +79,19 @@ class DenseInput(Parameterization):
     def operator(self) -> splitting.DenseOperator: ...
 
     def source(self, x: Tensor) -> Tensor:
-        x = x.flatten(1)
-        if x.shape[1] != self.in_features:
-            raise InvalidArgument(f"`x` must have {self.in_features} entries per sample, got {x.shape[1]}")
-        if x.dtype != self.U.dtype:
-            raise InvalidType(f"`x` is {x.dtype} but the weights are {self.U.dtype}; convert one of them")
-        if x.device != self.U.device:
-            raise InvalidType(f"`x` is on {x.device} but the weights are on {self.U.device}; move one of them")
-        return functional.linear(x, self.U, self.b)
+        return functional.linear(flat_input(x, self.in_features, self.U), self.U, self.b)
 
     def input_norm(self, scale: Tensor) -> float:
         root = self._root_metric()
         matrix = root[:, None] * self.U.detach().double() * scale.double()
         rounding = 4 * verified.gamma(1) * float(torch.linalg.matrix_norm(matrix))
         return verified.spectral_norm(matrix, perturbation=rounding)
+
+    def input_norm_estimate(self, scale: Tensor) -> Tensor:
+        metric = self.operator().metric
+        inputs = self.U * scale.to(self.U) if metric is None else metric.sqrt()[:, None] * self.U * scale.to(self.U)
+        gram = inputs @ inputs.mT if inputs.shape[0] <= inputs.shape[1] else inputs.mT @ inputs
+        return torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt()
 
     def source_rounding(self, size: Tensor) -> Tensor:
         magnitude = size @ self.U.detach().double().abs().mT + self.b.detach().double().abs()
@@ -86,6 +102,36 @@ class DenseInput(Parameterization):
         """The diagonal of Λ^½, float64."""
         metric = self.operator().metric
         return torch.ones_like(self.b, dtype=torch.float64) if metric is None else metric.double().sqrt()
+
+
+class StronglyMonotone(Parameterization):
+    """The part that parameterizations with an m of their own share: m fixed, or learned as exp(log_m)."""
+
+    log_m: nn.Parameter | None
+
+    def _own_m(self, m: float, learn_m: bool) -> None:
+        self._fixed_m = check_positive("m", m)
+        self.log_m = nn.Parameter(torch.tensor(math.log(m))) if learn_m else None
+
+    @property
+    def m(self) -> Tensor:
+        """Strong monotonicity of I − W, a scalar tensor."""
+        if self.log_m is None:
+            like = next(self.parameters())
+            return torch.tensor(self._fixed_m, dtype=like.dtype, device=like.device)
+        return self.log_m.exp()
+
+
+def flat_input(x: Tensor, entries: int, weight: Tensor) -> Tensor:
+    """x (batch, …) as (batch, entries). Raises unless it fits `weight`, in number, dtype and device."""
+    x = x.flatten(1)
+    if x.shape[1] != entries:
+        raise InvalidArgument(f"`x` must have {entries} entries per sample, got {x.shape[1]}")
+    if x.dtype != weight.dtype:
+        raise InvalidType(f"`x` is {x.dtype} but the weights are {weight.dtype}; convert one of them")
+    if x.device != weight.device:
+        raise InvalidType(f"`x` is on {x.device} but the weights are on {weight.device}; move one of them")
+    return x
 
 
 def check_count(name: str, value: int) -> int:

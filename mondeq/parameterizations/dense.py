@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 import splitting
-from mondeq.parameterizations.base import DenseInput, check_positive
+from mondeq.parameterizations.base import DenseInput, StronglyMonotone
 from splitting import verified
 
 
-class Dense(DenseInput):
+class Dense(DenseInput, StronglyMonotone):
     """z = σ(Wz + Ux + b) with W = (1 − m)I − FᵀF + Gᵀ − G: one solution for every F, G, and ‖U‖₂/m-Lipschitz.
 
     in_features: entries of x, any shape (flattened). features: n, entries of z. m: strong monotonicity, > 0; with
@@ -25,15 +23,7 @@ class Dense(DenseInput):
         bound = features**-0.5
         self.F = nn.Parameter(torch.empty(features, features).uniform_(-bound, bound))
         self.G = nn.Parameter(torch.empty(features, features).uniform_(-bound, bound))
-        self._fixed_m = check_positive("m", m)
-        self.log_m = nn.Parameter(torch.tensor(math.log(m))) if learn_m else None
-
-    @property
-    def m(self) -> Tensor:
-        """Strong monotonicity of I − W, a scalar tensor."""
-        if self.log_m is None:
-            return torch.tensor(self._fixed_m, dtype=self.F.dtype, device=self.F.device)
-        return self.log_m.exp()
+        self._own_m(m, learn_m)
 
     def operator(self) -> splitting.DenseOperator:
         return GramSkewOperator(self.F, self.G, self.m)

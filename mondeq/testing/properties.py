@@ -17,6 +17,7 @@ from torch import Tensor
 
 import splitting
 from mondeq.certify import Report
+from mondeq.features import Entries, Features
 from mondeq.layer import EquilibriumLayer
 from mondeq.lipschitz import best_pairs, lipschitz_bounds
 from mondeq.models import Classifier, exact_copy
@@ -114,7 +115,7 @@ def check_lipschitz(
     if single:
         order = torch.randperm(len(single), generator=generator)[torch.arange(len(x)) % len(single)]
         chosen = torch.cat(single)[order]
-        objectives.append(lambda z: (z.flatten(1) * chosen).sum(1, keepdim=True))
+        objectives.append(lambda z: (exact.features(z) * chosen).sum(1, keepdim=True))
     pairs = [pair, *(_ascend_pair(exact, objective, *pair, ascent) for objective in objectives)]
     return max(share for a, b in pairs for share in _compare_pair(exact, promises, a, b))
 
@@ -212,12 +213,17 @@ class _Exact:
     def device(self) -> torch.device:
         return self.operator.device
 
+    @property
+    def features(self) -> Features:
+        """P: what a classifier's head sees of a state; elsewhere all of it."""
+        return Entries(self.operator.state_shape) if self.classifier is None else self.classifier.features
+
     def prepare(self, x: Tensor) -> Tensor:
         return x if self.classifier is None else self.classifier.prepare(x)
 
     def problem(self, x: Tensor) -> splitting.Inclusion:
         source = self.linear.source(self.prepare(x.detach().to(self.device, torch.float64)))
-        return splitting.Inclusion(self.operator, source, self.layer.activation)
+        return splitting.Inclusion(self.operator, source, self.layer.prox)
 
     def state(self, x: Tensor) -> Tensor:
         """z, differentiable in x."""
@@ -236,12 +242,12 @@ class _Exact:
     def promise(self, name: str, C: Tensor, constant: float) -> _Promise:
         C = C.detach().to(self.device, torch.float64)
         gain = float(self.gains(C).square().sum().sqrt()) * (1 + _ROUNDING)
-        return _Promise(name, lambda z: z.flatten(1) @ C.mT, gain, constant, C)
+        return _Promise(name, lambda z: self.features(z) @ C.mT, gain, constant, C)
 
     def gains(self, C: Tensor) -> Tensor:
-        """‖c Λ^-½‖ of every row c of C: what an error of 1 of the state in the Λ-norm can make of c z."""
+        """‖c P Λ^-½‖ of every row c of C: what an error of 1 of the state in the Λ-norm can make of c P z."""
         root = self.operator.root_metric
-        return verified.vector_norm(C if root is None else C / root.flatten()) * (1 + _ROUNDING)
+        return self.features.gain * verified.vector_norm(C if root is None else C / root.flatten()) * (1 + _ROUNDING)
 
 
 def _promises(model: Classifier | Parameterization, exact: _Exact) -> list[_Promise]:
@@ -317,7 +323,7 @@ class _Attack:
     def gaps(self, z: Tensor) -> Tensor:
         """y_prediction − y_j for all j, (N, classes)."""
         rows, offsets, _ = self.differences
-        return torch.einsum("ijk,ik->ij", rows, z.flatten(1)) + offsets
+        return torch.einsum("ijk,ik->ij", rows, self.exact.features(z)) + offsets
 
     def project(self, points: Tensor) -> Tensor:
         """The nearest points of the balls, a hair inside them."""
@@ -340,8 +346,8 @@ class _Attack:
         """Raise AssertionError if a prediction at `points` is proved to differ."""
         z, error = self.exact.solve(points)
         rows, offsets, gains = self.differences
-        size = torch.einsum("ijk,ik->ij", rows.abs(), z.flatten(1).abs()) + offsets.abs()
-        slack = gains * error[:, None] + verified.gamma(rows.shape[2] + 8) * size
+        size = torch.einsum("ijk,ik->ij", rows.abs(), self.exact.features(z.abs())) + offsets.abs()
+        slack = gains * error[:, None] + verified.gamma(rows.shape[2] + self.exact.features.terms + 8) * size
         gaps = self.gaps(z)
         for sample, rival in (gaps < -slack).nonzero()[:1].tolist():
             raise AssertionError(

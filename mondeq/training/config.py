@@ -22,7 +22,8 @@ class TrainingConfig:
     half cosines; "step" divides by 10 every `decay_every` epochs. clip: largest gradient norm, 0 for none.
     radius: the ℓ2 radius (pixel units) the loss asks margins for, 0 for plain cross-entropy; ramp: share of the steps
     over which it grows from 0. logit_scale: multiplies logits before the cross-entropy, so that Lipschitz-bounded
-    logits can express confidence. shift: pad-and-crop augmentation by up to so many pixels.
+    logits can express confidence. shift, flip: augmentation, images moved by up to so many pixels (pad and crop) and
+    mirrored left to right at random.
     """
 
     data: str
@@ -38,6 +39,7 @@ class TrainingConfig:
     ramp: float = 0.5
     logit_scale: float = 1.0
     shift: int = 0
+    flip: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

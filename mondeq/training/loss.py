@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mondeq.models import Classifier
-from mondeq.parameterizations import Dense, LipschitzDense
+from mondeq.parameterizations import LipschitzDense, StronglyMonotone
 
 
 def margin_loss(logits: Tensor, labels: Tensor, constants: Tensor, radius: float, scale: float) -> Tensor:
@@ -25,18 +25,16 @@ def training_constants(model: Classifier) -> Tensor:
     """Gap constants (classes, classes) differentiable in the weights, in logits per pixel unit.
 
     Estimates in floating point that steer training; certificates are computed by `mondeq.lipschitz` afterwards.
-    LipschitzDense: √2 γ for every pair, by construction. Dense: ‖w_i − w_j‖ ‖U diag(1/std)‖₂/m.
+    LipschitzDense: √2 γ for every pair, by construction. Others: ‖(w_i − w_j) P‖ ‖U diag(1/std)‖₂/m.
     """
     linear = model.linear
-    classes = model.config.classes
     if isinstance(linear, LipschitzDense):
         gamma = linear.gamma / min(model.config.std)
-        return math.sqrt(2) * gamma * (1 - torch.eye(classes, device=linear.U.device, dtype=linear.U.dtype))
-    if isinstance(linear, Dense):
-        inputs = linear.U * model.pixel_scale().to(linear.U)
-        gram = inputs @ inputs.mT if inputs.shape[0] <= inputs.shape[1] else inputs.mT @ inputs
-        input_gain = torch.linalg.eigvalsh(gram)[-1].sqrt() / linear.m
+        eye = torch.eye(model.config.classes, device=linear.U.device, dtype=linear.U.dtype)
+        return math.sqrt(2) * gamma * (1 - eye)
+    if isinstance(linear, StronglyMonotone):
+        input_gain = linear.input_norm_estimate(model.pixel_scale()) / linear.m
         # The diagonal is 0; the tiny term keeps its square root differentiable.
         distances = (model.head_weight[:, None] - model.head_weight[None]).square().sum(-1).add(1e-30).sqrt()
-        return distances * input_gain
+        return distances * model.features.gain * input_gain
     raise TypeError(f"no training constants are known for {type(linear).__name__}")

@@ -29,6 +29,7 @@ from splitting.implicit import Monitor
 
 # How often the loss is read: often enough for a progress bar, seldom enough not to stall an accelerator.
 _STEPS_PER_READ = 20
+_EVALUATION_ENTRIES = 2**25
 
 
 class Trainer:
@@ -65,7 +66,9 @@ class Trainer:
         self.train = batches(
             dataset.train, share, generator=self.generator, device=device, rank=ranks, world_size=world
         )
-        self.test = batches(dataset.test, 1000, device=device, rank=ranks, world_size=world)
+        # As many images as fit tens of millions of state entries, at most 1000.
+        fitting = min(max(_EVALUATION_ENTRIES // model.linear.state_shape.numel(), 1), 1000)
+        self.test = batches(dataset.test, fitting, device=device, rank=ranks, world_size=world)
 
     def resume(self) -> None:
         """Continue from the checkpoint in the folder."""
@@ -163,11 +166,14 @@ class Trainer:
             )
 
     def _augment(self, images: Tensor) -> Tensor:
-        """Each image moved by up to `shift` pixels, zeros moving in; positions from the run's own generator."""
+        """Images mirrored or not, moved by up to `shift` pixels with zeros moving in, by the run's own generator."""
         reach = self.config.shift
+        count, _, height, width = images.shape
+        if self.config.flip:
+            mirrored = torch.rand(count, 1, 1, 1, generator=self.generator) < 0.5
+            images = torch.where(mirrored.to(images.device), images.flip(3), images)
         if reach == 0:
             return images
-        count, _, height, width = images.shape
         offsets = torch.randint(2 * reach + 1, (2, count, 1), generator=self.generator).to(images.device)
         rows = offsets[0] + torch.arange(height, device=images.device)
         columns = offsets[1] + torch.arange(width, device=images.device)

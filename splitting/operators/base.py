@@ -27,8 +27,11 @@ class Resolvent(ABC):
         """V v for states v (batch, *state_shape)."""
 
     @abstractmethod
-    def reflect(self, v: Tensor, shift: Tensor) -> Tensor:
-        """(2V − I) v + shift: the reflected resolvent, in as few passes over memory as the operator can."""
+    def reflect(self, v: Tensor, shift: Tensor, memory: Tensor | None = None) -> Tensor:
+        """(2V − I) v + shift: the reflected resolvent, in as few passes over memory as the operator can.
+
+        memory: a tensor like v, neither v nor shift, that may be overwritten and returned.
+        """
 
     @property
     @abstractmethod
@@ -190,6 +193,9 @@ class AdjointView(Operator):
 
     def cayley_norm(self, alpha: float) -> float | None:
         return self.base.cayley_norm(alpha)
+
+    def norm(self, z: Tensor) -> Tensor:
+        return self.base.norm(z) if self.metric is None else super().norm(z)
 
     def rounding(self, z: Tensor) -> Tensor:
         return self.base.rounding(z)

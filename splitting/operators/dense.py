@@ -165,8 +165,8 @@ class _DenseResolvent(Resolvent):
     def __call__(self, v: Tensor) -> Tensor:
         return v @ self.inverse.mT
 
-    def reflect(self, v: Tensor, shift: Tensor) -> Tensor:
-        return torch.addmm(shift, v, self.cayley.mT)
+    def reflect(self, v: Tensor, shift: Tensor, memory: Tensor | None = None) -> Tensor:
+        return torch.addmm(shift, v, self.cayley.mT, out=memory)
 
     @property
     def adjoint(self) -> Resolvent:

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from splitting.errors import ResolventError
 
-# Up to these orders, of one matrix and of a stack of them, the library's inverse is as fast as matrix products make
-# ours. With several threads its batched LU is silently wrong in some builds of torch from order 150 on.
-_ORDER, _STACK_ORDER = 128, 32
+# Up to this order the library's inverse of one matrix is as fast as matrix products make ours.
+_ORDER = 128
+# Up to this order stacks are inverted by elimination, all matrices at once. The library's batched LU is not used: with
+# several threads it is silently wrong in some builds of torch from order 150 on, and slow on a busy machine before.
+_STACK_ORDER = 16
 
 
 def block_inverse(matrix: Tensor) -> Tensor:
@@ -24,8 +26,10 @@ def block_inverse(matrix: Tensor) -> Tensor:
     (Golub & Van Loan, Matrix Computations, §4.2). The result is to be verified, as `verify_inverse` does.
     """
     n = matrix.shape[-1]
-    if n <= (_ORDER if matrix.ndim == 2 else _STACK_ORDER):
+    if matrix.ndim == 2 and n <= _ORDER:
         return torch.linalg.inv_ex(matrix).inverse
+    if n <= _STACK_ORDER:
+        return _eliminated(matrix)
     h = n // 2
     p = block_inverse(matrix[..., :h, :h])
     below, right = matrix[..., h:, :h] @ p, p @ matrix[..., :h, h:]
@@ -36,6 +40,21 @@ def block_inverse(matrix: Tensor) -> Tensor:
     result[..., :h, h:] = -upper
     result[..., h:, :h] = -(schur @ below)
     result[..., :h, :h] = p + upper @ below
+    return result
+
+
+def _eliminated(matrix: Tensor) -> Tensor:
+    """Inverse of matrices (…, n, n) by Gauss–Jordan elimination without pivoting, one column of all at a time."""
+    result = matrix.clone()
+    for k in range(matrix.shape[-1]):
+        pivot = result[..., k, k].reciprocal()
+        row = result[..., k, :] * pivot[..., None]
+        row[..., k] = pivot
+        column = result[..., :, k].clone()
+        column[..., k] = -1
+        result[..., :, k] = 0
+        result[..., k, :] = 0
+        result.sub_(column[..., :, None] * row[..., None, :])
     return result
 
 

@@ -23,13 +23,14 @@ from splitting.errors import InvalidArgument, InvalidType
 from splitting.operators.base import AdjointView, Operator, Resolvent, is_transformed
 from splitting.operators.inverse import block_inverse, verify_inverse
 from splitting.operators.torus import Torus, stacked
+from splitting.scratch import may_overwrite, scratch
 
 Spectra = list[Tensor]
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """Where the tiers of a state are. sizes: (height, width) of each tier's torus; channels: of each tier."""
+class Layout:
+    """Where the tiers of a state (batch, N) are. sizes: (height, width) of each tier's torus. channels: of each."""
 
     sizes: tuple[tuple[int, int], ...]
     channels: tuple[int, ...]
@@ -46,15 +47,29 @@ class _Layout:
 
     def fields(self, flat: Tensor) -> list[Tensor]:
         """The tiers of flat states (entries, batch), each (height, width, channels of its torus, batch)."""
-        parts = flat.split(self.entries)
-        return [p.view(t.height, t.width, -1, flat.shape[1]) for p, t in zip(parts, self.toruses, strict=True)]
+        shapes = [(t.height, t.width, t.phases**2 * c) for t, c in zip(self.toruses, self.channels, strict=True)]
+        return [p.view(*s, flat.shape[1]) for p, s in zip(flat.split(self.entries), shapes, strict=True)]
+
+    def images(self, z: Tensor) -> list[Tensor]:
+        """The tiers of states z as images (batch, channels, height, width)."""
+        fields = self.fields(z.mT.contiguous())
+        images = [_joined(f) if t.phases == 2 else f for f, t in zip(fields, self.toruses, strict=True)]
+        return [image.permute(3, 2, 0, 1) for image in images]
+
+    def state(self, images: Sequence[Tensor]) -> Tensor:
+        """The states with these tiers, each (batch, channels, height, width): `images` inverted."""
+        fields = [image.permute(2, 3, 1, 0) for image in images]
+        return torch.cat([self.field(i, f).flatten(0, 2) for i, f in enumerate(fields)]).mT
+
+    def field(self, tier: int, image: Tensor) -> Tensor:
+        """An image (height, width, channels, batch) of a tier, as a field on its torus."""
+        return _interleaved(image) if self.toruses[tier].phases == 2 else image
 
     def descend(self, tier: int, field: Tensor) -> Tensor:
         """What a strided correlation of `tier` gave, as a field of the next tier: zeros appended at the far sides."""
         height, width = self.sizes[tier + 1]
         padding = (0, 0, 0, 0, 0, width - field.shape[1], 0, height - field.shape[0])
-        field = functional.pad(field, padding) if any(padding) else field
-        return _interleaved(field) if self.toruses[tier + 1].phases == 2 else field
+        return self.field(tier + 1, functional.pad(field, padding) if any(padding) else field)
 
     def ascend(self, tier: int, field: Tensor) -> Tensor:
         """The adjoint of `descend`: a field of the next tier, cropped to what `tier` can have given."""
@@ -86,15 +101,21 @@ class _Symbols:
 
     @cached_property
     def stacked_F(self) -> Spectra:
-        return [stacked(s) for s in self.F]
+        return _stacked(self.F)
 
     @cached_property
     def stacked_D(self) -> Spectra:
-        return [stacked(s) for s in self.D]
+        return _stacked(self.D)
 
     @cached_property
     def stacked_A(self) -> Spectra:
-        return [stacked(s) for s in self.A]
+        return _stacked(self.A)
+
+
+def _stacked(symbols: Spectra) -> Spectra:
+    # They are kept with the symbols: made under inference mode they could not be saved for a backward pass.
+    with torch.inference_mode(False):
+        return [stacked(s) for s in symbols]
 
 
 class MultiscaleOperator(Operator):
@@ -118,24 +139,20 @@ class MultiscaleOperator(Operator):
         sizes: Sequence[tuple[int, int]],
     ) -> None:
         _check_kernels(F, G, D, sizes)
-        m = m if isinstance(m, Tensor) else torch.tensor(m, dtype=F[0].dtype, device=F[0].device)
+        m = _scalar(m, F[0])
         channels = tuple(kernel.shape[1] for kernel in F)
         self.tensors = (m, *F, *G, *D)
-        self._layout = _Layout(tuple((int(h), int(w)) for h, w in sizes), channels)
+        self._layout = Layout(tuple((int(h), int(w)) for h, w in sizes), channels)
         self.state_shape = torch.Size((sum(self._layout.entries),))
         self._cache = {}
 
     def tiers(self, z: Tensor) -> list[Tensor]:
         """The tiers of states z as images (batch, channels, height, width)."""
-        fields = self._fields(z)
-        images = [_joined(f) if t.phases == 2 else f for f, t in zip(fields, self._layout.toruses, strict=True)]
-        return [image.permute(3, 2, 0, 1) for image in images]
+        return self._layout.images(z)
 
     def state(self, tiers: Sequence[Tensor]) -> Tensor:
-        """States with these tiers (batch, channels, height, width): `tiers` inverted."""
-        fields = [image.permute(2, 3, 1, 0) for image in tiers]
-        toruses = self._layout.toruses
-        return self._join([_interleaved(f) if t.phases == 2 else f for f, t in zip(fields, toruses, strict=True)])
+        """The states with these tiers, each (batch, channels, height, width): `tiers` inverted."""
+        return self._layout.state(tiers)
 
     def apply(self, z: Tensor) -> Tensor:
         symbols = self._symbols()
@@ -177,7 +194,7 @@ class MultiscaleOperator(Operator):
     @property
     def strong_monotonicity(self) -> float:
         """m exactly: A is defined by its kernels, not by a rounded matrix."""
-        return float(self.tensors[0])
+        return float(self.tensors[0].detach())
 
     @property
     def lipschitz(self) -> float:
@@ -226,7 +243,7 @@ class MultiscaleOperator(Operator):
         sizes = self._kernel_sizes()
         norms = 0.0
         for i, (f, g, d) in enumerate(sizes):
-            norms += float(self.tensors[0]) + f * f + d * d + 2 * g + (2 * f * sizes[i - 1][2] if i else 0.0)
+            norms += float(self.tensors[0].detach()) + f * f + d * d + 2 * g + (2 * f * sizes[i - 1][2] if i else 0.0)
         per_pass = sum(
             t.rounding(self.dtype)
             + verified.gamma(8 * t.phases**2 * c + 16, self.dtype) * math.sqrt(2 * t.phases**2 * c)
@@ -255,7 +272,9 @@ class MultiscaleOperator(Operator):
         _, F, _, D = self._kernels()
         products = verified.gamma(16 * max(max(k.shape[:2]) for k in (*F, *D)) + 64, dtype)
         relative = 4 * (self._symbol_rounding(dtype) + products)
-        return [relative * (float(self.tensors[0]) + f * f + d * d + 2 * g) for f, g, d in self._kernel_sizes()]
+        return [
+            relative * (float(self.tensors[0].detach()) + f * f + d * d + 2 * g) for f, g, d in self._kernel_sizes()
+        ]
 
     def double(self) -> Self:
         if self.dtype == torch.float64:
@@ -279,12 +298,13 @@ class MultiscaleOperator(Operator):
         qs, zs = self._analyse(q), self._analyse(z)
         m, F, G, D = self._kernels()
         m_gradient = torch.zeros_like(m)
-        F_parts, G_parts, D_parts = [], [], []
+        F_parts, D_parts, G_gradients = [], [], []
         for i, torus in enumerate(toruses):
             P = torus.correlate(qs[i], zs[i])
             H = P + P.mH
             F_parts.append(symbols.F[i] @ H)
-            G_parts.append(P - P.mH)
+            skew = torus.kernel_gradient(P, G[i])
+            G_gradients.append(skew - _transposed(skew))
             if i < len(D):
                 D_parts.append(symbols.D[i] @ H)
             m_gradient = m_gradient + P.real.diagonal(dim1=1, dim2=2).sum()
@@ -300,7 +320,7 @@ class MultiscaleOperator(Operator):
         return (
             m_gradient,
             *(t.kernel_gradient(s, k) for t, s, k in zip(toruses, F_parts, F, strict=True)),
-            *(t.kernel_gradient(s, k) for t, s, k in zip(toruses, G_parts, G, strict=True)),
+            *G_gradients,
             *(t.kernel_gradient(s, k, stride=2) for t, s, k in zip(toruses, D_parts, D, strict=False)),
         )
 
@@ -319,21 +339,45 @@ class MultiscaleOperator(Operator):
         m, F, G, D = self._kernels()
         toruses = self._layout.toruses
         same = [t.symbol(f) for t, f in zip(toruses, F, strict=True)]
-        skew = [t.symbol(g) for t, g in zip(toruses, G, strict=True)]
+        skew = [t.symbol(g - _transposed(g)) for t, g in zip(toruses, G, strict=True)]
         down = [t.symbol(d, stride=2) for t, d in zip(toruses, D, strict=False)]
         diagonal = []
-        for i, (f, g) in enumerate(zip(same, skew, strict=True)):
-            gram = f.mH @ f
-            gram = gram + down[i].mH @ down[i] if i < len(down) else gram
-            identity = torch.eye(gram.shape[1], dtype=m.dtype, device=m.device)
-            diagonal.append(gram + (g - g.mH) + m * identity)
+        for i, (f, s) in enumerate(zip(same, skew, strict=True)):
+            block = torch.baddbmm(s, f.mH, f)
+            block = torch.baddbmm(block, down[i].mH, down[i]) if i < len(down) else block
+            diagonal.append(block + m * torch.eye(block.shape[1], dtype=m.dtype, device=m.device))
         return _Symbols(same, down, diagonal)
 
+    def norm(self, z: Tensor) -> Tensor:
+        if not may_overwrite(z):
+            return super().norm(z)
+        flat = self._flat(z)
+        total = flat.new_zeros(flat.shape[1])
+        for rows in flat.split(_ROWS):
+            squares = scratch("squares", tuple(rows.shape), rows)
+            total += torch.mul(rows, rows, out=squares).sum(0)
+        return total.sqrt_()
+
     def _fields(self, z: Tensor) -> list[Tensor]:
-        return self._layout.fields(z.mT.contiguous())
+        return self._layout.fields(self._flat(z))
 
     def _join(self, fields: Sequence[Tensor]) -> Tensor:
-        return torch.cat([f.reshape(-1, f.shape[3]) for f in fields]).mT
+        return self._unflat(torch.cat([f.flatten(0, 2) for f in fields]))
+
+    def _flat(self, z: Tensor) -> Tensor:
+        """States as (entries, batch), contiguous: what all work is done on. States made here are views of that."""
+        return z.mT.contiguous()
+
+    def _unflat(self, flat: Tensor) -> Tensor:
+        return flat.mT
+
+    def _memory(self, flat: Tensor, memory: Tensor | None) -> Tensor:
+        """Memory like `flat`: that of the states `memory` if they lie in it as those made here do."""
+        if memory is not None:
+            candidate = self._flat(memory)
+            if candidate.data_ptr() == memory.data_ptr() and candidate.shape == flat.shape:
+                return candidate
+        return torch.empty_like(flat)
 
     def _analyse(self, z: Tensor) -> Spectra:
         return [t.analyse(f) for t, f in zip(self._layout.toruses, self._fields(z), strict=True)]
@@ -347,6 +391,8 @@ class ConvolutionOperator(MultiscaleOperator):
     """
 
     def __init__(self, F: Tensor, G: Tensor, m: float | Tensor, size: tuple[int, int]) -> None:
+        if not (isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) for side in size)):
+            raise InvalidType(f"`size` must be (height, width), got {size!r:.80}")
         super().__init__((F,), (G,), (), m, (size,))
         self.state_shape = torch.Size((F.shape[1], *self._layout.sizes[0]))
 
@@ -359,7 +405,7 @@ class ConvolutionOperator(MultiscaleOperator):
             F = exact._symbols().F[0]
             error = exact._symbol_errors(torch.float64)[0]
             least = min(verified.smallest_eigenvalue(stacked(f.mH @ f), perturbation=error) for f in F.split(_CHUNK))
-            return max(verified.round_down(float(self.tensors[0]) + least), float(self.tensors[0]))
+            return max(verified.round_down(float(self.tensors[0].detach()) + least), float(self.tensors[0].detach()))
 
         return self._cached("strong_monotonicity", prove)
 
@@ -378,11 +424,18 @@ class ConvolutionOperator(MultiscaleOperator):
         assert isinstance(resolvent, _Substitution)  # noqa: S101  what `_invert` makes
         return resolvent
 
-    def _fields(self, z: Tensor) -> list[Tensor]:
-        return [z.permute(2, 3, 1, 0).contiguous()]
+    def tiers(self, z: Tensor) -> list[Tensor]:
+        return [z]
 
-    def _join(self, fields: Sequence[Tensor]) -> Tensor:
-        return fields[0].permute(3, 2, 0, 1)
+    def state(self, tiers: Sequence[Tensor]) -> Tensor:
+        return tiers[0]
+
+    def _flat(self, z: Tensor) -> Tensor:
+        return z.permute(2, 3, 1, 0).contiguous().flatten(0, 2)
+
+    def _unflat(self, flat: Tensor) -> Tensor:
+        channels, height, width = self.state_shape
+        return flat.view(height, width, channels, flat.shape[1]).permute(3, 2, 0, 1)
 
 
 class _Adjoint(AdjointView):
@@ -394,6 +447,8 @@ class _Adjoint(AdjointView):
         return self.base._apply_adjoint(z)
 
 
+# Rows of a state whose squares are summed at a time: few enough to stay in a cache.
+_ROWS = 4096
 # Frequencies whose matrices are taken to float64 at a time.
 _CHUNK = 128
 
@@ -408,7 +463,7 @@ class _Link:
         self.emit, self.absorb, self.tier, self.up = emit, absorb, tier, up
         self.origin, self.target = (tier + 1, tier) if up else (tier, tier + 1)
 
-    def __call__(self, layout: _Layout, spectrum: Tensor) -> Tensor:
+    def __call__(self, layout: Layout, spectrum: Tensor) -> Tensor:
         field = layout.toruses[self.origin].synthesise(torch.bmm(self.emit, spectrum))
         moved = layout.ascend(self.tier, field) if self.up else layout.descend(self.tier, field)
         return torch.bmm(self.absorb, layout.toruses[self.target].analyse(moved))
@@ -426,22 +481,26 @@ class _Substitution(Resolvent):
         self.order = range(len(cayley))
 
     def __call__(self, v: Tensor) -> Tensor:
-        return (self.reflect(v, v)) / 2
+        return self.reflect(v, v).mul_(0.5)
 
-    def reflect(self, v: Tensor, shift: Tensor) -> Tensor:
+    def reflect(self, v: Tensor, shift: Tensor, memory: Tensor | None = None) -> Tensor:
         operator, layout = self.operator, self.operator._layout
-        shifts, spectra = operator._fields(shift), operator._analyse(v)
-        fields = list(shifts)
+        flat, shifts = operator._flat(v), layout.fields(operator._flat(shift))
+        result = operator._memory(flat, memory)
+        toruses, fields, targets = layout.toruses, layout.fields(flat), layout.fields(result)
+        spectra: dict[int, Tensor] = {}
         for i in self.order:
+            shape = (toruses[i].frequencies, 2 * fields[i].shape[2], flat.shape[1])
+            spectra[i] = toruses[i].analyse(fields[i], out=scratch(f"spectrum {i}", shape, flat))
             link = self.links.get(i)
             received = None if link is None else link(layout, spectra[link.origin])
             if received is not None:
-                spectra[i] = spectra[i] - received
-            reflected = torch.bmm(self.cayley[i], spectra[i])
+                spectra[i].sub_(received)
+            reflected = torch.bmm(self.cayley[i], spectra[i], out=scratch("reflected", shape, flat))
             if received is not None:
-                reflected -= received
-            fields[i] = layout.toruses[i].synthesise(reflected, shifts[i])
-        return operator._join(fields)
+                reflected.sub_(received)
+            toruses[i].synthesise(reflected, shifts[i], out=targets[i])
+        return operator._unflat(result)
 
     @property
     def adjoint(self) -> Resolvent:
@@ -452,6 +511,11 @@ class _Substitution(Resolvent):
         twin.links = {link.target: link for link in self.up}
         twin.order = self.order[::-1]
         return twin
+
+
+def _transposed(kernel: Tensor) -> Tensor:
+    """The kernel of the adjoint correlation."""
+    return kernel.transpose(0, 1).flip(2, 3)
 
 
 def _invert_symbol(symbol: Tensor, alpha: float) -> Tensor:
@@ -487,6 +551,21 @@ def _squared_size(torus: Torus, symbol: Tensor) -> Tensor:
     return (squares * torus.weights(squares)).sum() * (torus.height * torus.width)
 
 
+def _scalar(m: float | Tensor, like: Tensor) -> Tensor:
+    """m as a scalar tensor of the dtype and device of `like`."""
+    if isinstance(m, Tensor):
+        if m.dtype != like.dtype:
+            raise InvalidType(f"`m` is {m.dtype} but the kernels are {like.dtype}; convert one of them")
+        if m.ndim != 0:
+            raise InvalidArgument(f"`m` must be a scalar, got a tensor of shape {tuple(m.shape)}")
+        return m
+    if isinstance(m, bool) or not isinstance(m, (int, float)):
+        raise InvalidType(f"`m` must be a number or a scalar tensor, got {m!r:.80}")
+    if not 0 < m < math.inf:
+        raise InvalidArgument(f"`m` must be finite and > 0, got {m}")
+    return torch.tensor(m, dtype=like.dtype, device=like.device)
+
+
 def _check_kernels(
     F: Sequence[Tensor], G: Sequence[Tensor], D: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
 ) -> None:
@@ -498,9 +577,11 @@ def _check_kernels(
     named = [*(("F", f) for f in F), *(("G", g) for g in G), *(("D", d) for d in D)]
     for name, kernel in named:
         if not isinstance(kernel, Tensor) or kernel.ndim != 4:
-            raise InvalidType(f"`{name}` must be kernels (out, in, k, k), got {kernel!r:.80}")
+            raise InvalidType(f"`{name}` must be kernels (out, in, k, k), got {_described(kernel)}")
         if kernel.dtype not in (torch.float32, torch.float64):
             raise InvalidType(f"`{name}` must be float32 or float64, got {kernel.dtype}; convert it")
+        if kernel.dtype != F[0].dtype:
+            raise InvalidType(f"`{name}` is {kernel.dtype} but the first kernel is {F[0].dtype}; convert one of them")
         if kernel.shape[2] % 2 == 0 or kernel.shape[3] % 2 == 0:
             raise InvalidArgument(f"`{name}` must have odd sides, got a kernel of {tuple(kernel.shape[2:])}")
     for i, (height, width) in enumerate(sizes):
@@ -511,9 +592,13 @@ def _check_kernels(
             )
         reaching = [F[i], G[i], *D[i : i + 1]]
         if any(k.shape[2] > height or k.shape[3] > width for k in reaching):
-            raise InvalidArgument(f"`sizes` of tier {i} is {height}×{width}, smaller than a kernel on it")
+            raise InvalidArgument(f"`sizes` of tier {i} is {height}×{width}, smaller than a kernel on it (`size`)")
         if i + 1 < len(sizes):
             _check_descent(i, D[i], (channels, F[i + 1].shape[0]), sizes)
+
+
+def _described(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.80}"
 
 
 def _check_descent(i: int, kernel: Tensor, channels: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> None:

@@ -11,13 +11,30 @@ that subsampling by 2, which couples frequencies there, becomes shift-invariant 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from splitting import verified
+from splitting.scratch import may_overwrite, scratch
+
+T = TypeVar("T")
+
+
+def _constant(compute: Callable[..., T]) -> Callable[..., T]:
+    """`compute` remembered; under inference mode, too, it makes tensors that can be saved for a backward pass."""
+
+    @lru_cache(maxsize=64)
+    def ordinary(*arguments: Any) -> T:
+        with torch.inference_mode(False), torch.no_grad():
+            return compute(*arguments)
+
+    return ordinary
+
 
 # Up to this side a transform is a matrix product into memory that is ready for the channel products, which beats the
 # fast transform with the permutations it needs.
@@ -41,29 +58,38 @@ class Torus:
     def frequencies(self) -> int:
         return self.rows * self.width
 
-    def analyse(self, field: Tensor) -> Tensor:
-        """The transform of a field (h, w, n, batch), as (frequencies, 2n, batch)."""
+    def analyse(self, field: Tensor, out: Tensor | None = None) -> Tensor:
+        """The transform of a field (h, w, n, batch), as (frequencies, 2n, batch); written to `out` if given."""
         _, _, n, batch = field.shape
-        if self._by_product:
-            first, second = _forward_matrices(self, field.dtype, field.device)
-            half = (first @ field.reshape(self.height, -1)).view(self.rows, 2 * self.width, n * batch)
-            return torch.bmm(second.expand(self.rows, -1, -1), half).view(self.frequencies, 2 * n, batch)
-        spectrum = torch.view_as_real(torch.fft.rfft2(field, dim=(1, 0)))
-        return spectrum.permute(0, 1, 4, 2, 3).reshape(self.frequencies, 2 * n, batch)
+        shape = (self.frequencies, 2 * n, batch)
+        if not self._by_product:
+            parts = torch.view_as_real(torch.fft.rfft2(field, dim=(1, 0))).permute(0, 1, 4, 2, 3)
+            return parts.reshape(shape) if out is None else _filled(out, parts)
+        first, second = _forward_matrices(self, field.dtype, field.device)
+        half = _product(first, field.reshape(self.height, -1)).view(self.rows, 2 * self.width, n * batch)
+        second = second.expand(self.rows, -1, -1)
+        if out is None:
+            return torch.bmm(second, half).view(shape)
+        torch.bmm(second, half, out=out.view(half.shape))
+        return out
 
-    def synthesise(self, spectrum: Tensor, add: Tensor | None = None) -> Tensor:
-        """The field with this transform, plus the field `add`: `analyse` inverted."""
+    def synthesise(self, spectrum: Tensor, add: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """The field with this transform, plus the field `add`: `analyse` inverted; written to `out` if given."""
         batch, n = spectrum.shape[2], spectrum.shape[1] // 2
-        if self._by_product:
-            first, second = _inverse_matrices(self, spectrum.dtype, spectrum.device)
-            columns = spectrum.reshape(self.rows, 2 * self.width, n * batch)
-            half = torch.bmm(second.expand(self.rows, -1, -1), columns).view(2 * self.rows, -1)
-            if add is None:
-                return (first @ half).view(self.height, self.width, n, batch)
-            return torch.addmm(add.reshape(self.height, -1), first, half).view(self.height, self.width, n, batch)
-        parts = spectrum.view(self.rows, self.width, 2, n, batch)
-        field = torch.fft.irfft2(torch.complex(parts[:, :, 0], parts[:, :, 1]), s=(self.width, self.height), dim=(1, 0))
-        return field if add is None else field + add
+        shape = (self.height, self.width, n, batch)
+        if not self._by_product:
+            parts = spectrum.view(self.rows, self.width, 2, n, batch)
+            values = torch.complex(parts[:, :, 0], parts[:, :, 1])
+            field = torch.fft.irfft2(values, s=(self.width, self.height), dim=(1, 0))
+            field = field if add is None else field + add
+            return field if out is None else _filled(out, field)
+        first, second = _inverse_matrices(self, spectrum.dtype, spectrum.device)
+        columns = spectrum.reshape(self.rows, 2 * self.width, n * batch)
+        half = _product(second.expand(self.rows, -1, -1), columns).view(2 * self.rows, -1)
+        target = None if out is None else out.view(self.height, -1)
+        if add is None:
+            return torch.mm(first, half, out=target).view(shape)
+        return torch.addmm(add.reshape(self.height, -1), first, half, out=target).view(shape)
 
     def symbol(self, kernel: Tensor, *, stride: int = 1) -> Tensor:
         """Complex (frequencies, n_out, n_in) of the correlation with `kernel` (out, in, k, k), k odd, centred.
@@ -92,9 +118,10 @@ class Torus:
         q, z: transforms (frequencies, 2n, batch). That is q ẑᴴ summed over the batch, weighted for the half spectrum.
         """
         n, k = q.shape[1] // 2, z.shape[1] // 2
-        products = torch.bmm(q, z.mT) * self.weights(q)[:, None, None]
+        products = _product(q, z.mT)
+        weights = self.weights(q)[:, None, None]
         real = products[:, :n, :k] + products[:, n:, k:]
-        return torch.complex(real, products[:, n:, :k] - products[:, :n, k:])
+        return torch.complex(real * weights, (products[:, n:, :k] - products[:, :n, k:]) * weights)
 
     def weights(self, like: Tensor) -> Tensor:
         """How much each kept frequency counts in a sum over all: 1/(hw), twice that where its mirror is not kept."""
@@ -120,6 +147,18 @@ class Torus:
         return max(self.height, self.width) <= _LARGEST_PRODUCT
 
 
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b for matrices or stacks of them; in scratch memory where it may be."""
+    multiply = torch.mm if a.ndim == 2 else torch.bmm
+    memory = scratch("torus", (*a.shape[:-1], b.shape[-1]), b) if may_overwrite(a, b) else None
+    return multiply(a, b, out=memory)
+
+
+def _filled(out: Tensor, values: Tensor) -> Tensor:
+    out.view(values.shape).copy_(values)
+    return out
+
+
 def stacked(symbol: Tensor) -> Tensor:
     """The real matrices (frequencies, 2 n_out, 2 n_in) of a complex symbol."""
     out, inner = symbol.shape[1:]
@@ -137,7 +176,7 @@ def _angles(frequencies: int, positions: Tensor, size: int) -> Tensor:
     return (index % size).double() * (2 * math.pi / size)
 
 
-@lru_cache(maxsize=64)
+@_constant
 def _forward_matrices(torus: Torus, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Rows (2 rows, h): real and imaginary part of each frequency; columns (2w, 2w): from (part, x) to (ω, part)."""
     angle = _angles(torus.rows, torch.arange(torus.height), torus.height)
@@ -148,14 +187,14 @@ def _forward_matrices(torus: Torus, dtype: torch.dtype, device: torch.device) ->
     return first.to(device, dtype), second.to(device, dtype)
 
 
-@lru_cache(maxsize=64)
+@_constant
 def _inverse_matrices(torus: Torus, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     first, second = _forward_matrices(torus, torch.float64, torch.device("cpu"))
     weights = _row_weights(torus.height).repeat_interleave(2) / (torus.height * torus.width)
     return (first.mT * weights).to(device, dtype).contiguous(), second.mT.to(device, dtype).contiguous()
 
 
-@lru_cache(maxsize=64)
+@_constant
 def _weights(torus: Torus, dtype: torch.dtype, device: torch.device) -> Tensor:
     weights = _row_weights(torus.height)[:, None].expand(-1, torus.width) / (torus.height * torus.width)
     return weights.flatten().to(device, dtype)
@@ -169,7 +208,7 @@ def _row_weights(height: int) -> Tensor:
     return weights
 
 
-@lru_cache(maxsize=64)
+@_constant
 def _tap_phases(torus: Torus, sizes: tuple[int, int], stride: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Complex (frequencies · phases out · phases in, taps): what each tap contributes to a symbol."""
     rows = _axis_phases(torus.height, torus.rows, torus.phases, sizes[0], stride)

@@ -76,7 +76,7 @@ class _Anderson(Iteration):
         return _Memory(x, plain, nothing, nothing, flat.new_zeros(len(flat)), steps, steps.clone(), 0)
 
     def step(self, carry: _Memory) -> State:
-        state = self.inner.step(carry.x)
+        state = self.inner.step(carry.x.clone())
         image = state.carry.flatten(1)
         residual = image - carry.x.flatten(1)
         size = self.operator.norm(state.carry - carry.x)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from splitting.inclusion import Inclusion
 from splitting.operators import Operator
+from splitting.scratch import lend
 from splitting.solvers.base import Iteration, State, SteppedSolver
 from splitting.steps import best_step
 
@@ -47,24 +48,35 @@ class DouglasRachford(PeacemanRachford):
 
 
 class _PeacemanRachford(Iteration):
+    """t and u take turns in two tensors, z has a third: a step allocates nothing of the size of a state.
+
+    Those of t and u are lent: a carry is valid as long as its iteration lives.
+    """
+
     def __init__(self, problem: Inclusion, alpha: float) -> None:
         self.problem, self.alpha = problem, alpha
         self.resolvent = problem.operator.resolvent(alpha)
-        self.shift = self.resolvent(problem.source).mul_(2 * alpha)
+        # 2αVc = α((2V − I)c + c)
+        self.shift = self.resolvent.reflect(problem.source, problem.source, lend(self, problem.source)).mul_(alpha)
         # r = (A − I/α)(z⁺ − w) and z⁺ − w = (t⁺ − t)/2
         self.rate = (problem.operator.norm_bound + 1 / alpha) / 2
+        self.z = torch.empty_like(self.shift)
+        self.spare = lend(self, self.shift)
 
     def init(self, guess: Tensor | None) -> Tensor:
         if guess is None:
             # The state after one step from t = 0, which needs no product.
-            return torch.lerp(self.shift, self.problem.prox.prox(self.shift, self.alpha), 2.0)
+            z = self.problem.prox.prox(self.shift, self.alpha, self.z)
+            return torch.lerp(self.shift, z, 2.0, out=lend(self, self.shift))
         return guess - self.alpha * (self.problem.source - self.problem.operator.apply(guess))
 
     def step(self, carry: Tensor) -> State:
-        u = self.resolvent.reflect(carry, self.shift)
-        z = self.problem.prox.prox(u, self.alpha)
-        following = torch.lerp(u, z, 2.0)
-        return State(following, z, self.rate * self.problem.operator.norm(following - carry))
+        u = self.resolvent.reflect(carry, self.shift, self.spare)
+        z = self.problem.prox.prox(u, self.alpha, self.z)
+        # t − t⁺ = t + u − 2z, in the place of t
+        change = carry.add_(u).sub_(z, alpha=2)
+        self.spare = carry
+        return State(torch.lerp(u, z, 2.0, out=u), z, self.rate * self.problem.operator.norm(change))
 
 
 class _Averaged(Iteration):
@@ -77,5 +89,5 @@ class _Averaged(Iteration):
         return self.inner.init(guess)
 
     def step(self, carry: Tensor) -> State:
-        state = self.inner.step(carry)
-        return state._replace(carry=torch.lerp(carry, state.carry, 0.5))
+        state = self.inner.step(carry.clone())
+        return state._replace(carry=carry.lerp_(state.carry, 0.5))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,13 @@ import mondeq
 from mondeq.data import Dataset, load
 from mondeq.training import Trainer, TrainingConfig
 from tests.mondeq.zoo import KINDS
+
+WIDTHS: dict[str, dict[str, Any]] = {
+    "dense": {"features": 16},
+    "lipschitz": {"features": 16},
+    "conv": {"channels": (4,), "pool": 2, "weight_norm": True},
+    "multiscale": {"channels": (3, 6), "weight_norm": True},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -39,9 +47,9 @@ def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[s
                 kind=kind,
                 image_shape=(1, 8, 8),
                 classes=10,
-                features=16,
+                **WIDTHS[kind],
                 mean=digits.mean,
-                std=digits.std if kind == "dense" else (1.0,),
+                std=(1.0,) if kind == "lipschitz" else digits.std,
                 learn_m=kind == "dense",
             )
         )

@@ -32,7 +32,15 @@ from mondeq.training import Trainer, checkpoint
 from tests.mondeq.zoo import classifier, same_weights
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("--data", "digits", "--features", "8", "--epochs", "2", "--batch-size", "512", "--device", "cpu")
+SHORT = ("--data", "digits", "--epochs", "2", "--batch-size", "512", "--device", "cpu")
+QUICK = (*SHORT, "--features", "8")
+# What makes each kind small, and a setting or two of its own.
+SIZES: dict[str, tuple[str, ...]] = {
+    "dense": ("--features", "8"),
+    "lipschitz": ("--features", "8", "--radius", "0.1", "--gamma", "0.5"),
+    "conv": ("--channels", "2", "--pool", "4", "--no-weight-norm", "--flip"),
+    "multiscale": ("--channels", "2", "3", "--kernel-size", "3", "--shift", "1"),
+}
 RUN_FILES = {
     CONFIG,
     WEIGHTS,
@@ -113,12 +121,11 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """One run of each kind, in folders that were there already and were empty."""
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
     files = {kind: tmp_path_factory.mktemp("json") / f"{kind}.json" for kind in KINDS}
-    options = {"dense": (), "lipschitz": ("--radius", "0.1", "--gamma", "0.5")}
     called = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for kind in KINDS:
-        command = ["train", *QUICK, "--model", kind, *options[kind], "--out", folders[kind], "--json", files[kind]]
+        command = ["train", *SHORT, "--model", kind, *SIZES[kind], "--out", folders[kind], "--json", files[kind]]
         with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
             code = main([str(c) for c in command])
         called[kind] = Called(code, out.getvalue(), err.getvalue())
@@ -565,7 +572,15 @@ def test_unknown_options_and_choices(options: list[str], message: str, call: Cal
         (["--ramp", "2"], r"`ramp` must be in \[0, 1\]"),
         (["--device", "banana"], r"unknown device 'banana'; use auto, cpu, cuda or cuda:N"),
         (["--device", "mps"], r"use auto, cpu, cuda or cuda:N"),
-        (["--model", "lipschitz", "--m", "2"], r"`m` is a setting of the dense model"),
+        (
+            ["--model", "conv", "--features", "8"],
+            r"`features` is a setting of the dense and lipschitz model, not of conv",
+        ),
+        (["--channels", "8"], r"`channels` is a setting of the conv and multiscale model, not of dense"),
+        (
+            ["--model", "lipschitz", "--m", "2"],
+            r"`m` is a setting of the dense and conv and multiscale model, not of lipschitz",
+        ),
         (["--model", "dense", "--gamma", "2"], r"`gamma` is a setting of the lipschitz model"),
     ],
 )
@@ -620,13 +635,13 @@ def test_cuda_where_there_is_none(call: Call, runs: dict[str, Path], tmp_path: P
 
 
 @pytest.mark.filterwarnings("ignore::splitting.ConvergenceWarning")
-@each_kind
+@pytest.mark.parametrize("kind", ["dense", "lipschitz", "conv"])
 @pytest.mark.parametrize("radius", [0, 0.1])
 def test_divergence_is_one_line_with_a_remedy_and_leaves_a_loadable_run(
     kind: str, radius: float, call: Call, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    called = call("train", *QUICK, "--model", kind, "--radius", radius, "--lr", 1e30, "--out", run)
+    called = call("train", *SHORT, "--model", kind, *SIZES[kind], "--radius", radius, "--lr", 1e30, "--out", run)
     assert called.code == 1
     lines = [line for line in called.err.splitlines() if line and not line.startswith("warning: ")]
     assert len(lines) == 1

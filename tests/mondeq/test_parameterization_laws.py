@@ -158,6 +158,6 @@ def test_it_can_be_copied_moved_and_printed(name: str, recwarn: pytest.WarningsR
     moved: Callable[..., Any] = copy.deepcopy(linear).double
     assert moved().operator().dtype == torch.float64
     assert linear.operator().dtype == torch.float32
-    assert f"in_features={linear.in_features}" in repr(linear)
+    assert repr(linear).startswith(f"{type(linear).__name__}(")
     assert math.isfinite(linear.operator().lipschitz)
     assert not [w for w in recwarn if "scalar" in str(w.message)]

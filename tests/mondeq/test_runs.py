@@ -120,7 +120,7 @@ def test_every_configuration_comes_back(
         seed=seed,
         activation=activation,
         solver=solver,
-        features=features,
+        **({"features": features} if kind in ("dense", "lipschitz") else {}),
         classes=classes,
         image_shape=(channels, 2, 2),
         mean=(0.5,) * channels,
@@ -197,10 +197,11 @@ def test_a_sound_file_is_read_whatever_the_length_of_its_header(header: int, tmp
         ({"classes": 4}, "does not fit its config"),
         ({"learn_m": True}, r"does not fit its config: missing \['layer.linear.log_m'\]"),
         ({"kind": "lipschitz"}, "does not fit its config: missing"),
+        ({"kind": "conv", "features": None}, "`channels` must be one number for a conv model, got none"),
         ({"kind": "convolutional"}, "unknown kind 'convolutional'; choose one of dense, lipschitz"),
         ({"activation": "gelu"}, "unknown activation 'gelu'; choose one of .*relu"),
         ({"solver": "newton"}, "unknown solver 'newton'; choose one of .*peaceman-rachford"),
-        ({"features": None}, "incomplete or mistyped model settings"),
+        ({"classes": None}, "incomplete or mistyped model settings"),
         ({"featrues": 5}, r"unknown model setting\(s\) featrues; known are .*features"),
         ({"m": float("nan")}, "`m` must be a finite number > 0, got nan"),
         ({"m": -1.0}, "`m` must be a finite number > 0"),
@@ -466,7 +467,7 @@ def test_configurations_go_through_json_and_back() -> None:
 )
 def test_unknown_names_are_answered_with_the_valid_ones(name: str, value: str, valid: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match=f"unknown {name} '{value}'; choose one of {', '.join(valid)}"):
-        classifier(**{name: value})
+        mondeq.ModelConfig(**(classifier().config.to_dict() | {name: value}))
 
 
 def test_the_wrong_images_are_refused_by_the_model() -> None:

@@ -12,21 +12,35 @@ from torch import Tensor, nn
 import mondeq
 from mondeq.data import Dataset, Split
 
-KINDS = ("dense", "lipschitz")
+DENSE_KINDS = ("dense", "lipschitz")
+KINDS = (*DENSE_KINDS, "conv", "multiscale")
+# Widths for pictures of 2×3, and for those of 4×4 and more.
+TINY: dict[str, dict[str, Any]] = {
+    "dense": {"features": 5},
+    "lipschitz": {"features": 5},
+    "conv": {"channels": (3,), "kernel_size": 1, "pool": 2},
+    "multiscale": {"channels": (3,), "kernel_size": 1},
+}
+SMALL: dict[str, dict[str, Any]] = {
+    "dense": {"features": 6},
+    "lipschitz": {"features": 6},
+    "conv": {"channels": (3,), "pool": 2},
+    "multiscale": {"channels": (2, 3)},
+}
 Array = NDArray[Any]
 
 
 def classifier(kind: str = "dense", *, seed: int = 0, scale: float = 1.0, **settings: Any) -> mondeq.Classifier:
-    """A classifier of 2×3 pictures with two channels into three classes, 5 features, random weights times `scale`."""
+    """A classifier of 2×3 pictures with two channels into three classes, random weights times `scale`."""
     torch.manual_seed(seed)
     defaults: dict[str, Any] = {
         "kind": kind,
         "image_shape": (2, 2, 3),
         "classes": 3,
-        "features": 5,
         "mean": (0.4, 0.6),
         "std": (0.5, 0.25),
     }
+    defaults |= TINY[kind]
     model = mondeq.Classifier(mondeq.ModelConfig(**(defaults | settings))).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -59,17 +73,17 @@ def tiny_dataset(
 
 
 def model_for(dataset: Dataset, kind: str = "dense", *, seed: int = 0, **settings: Any) -> mondeq.Classifier:
-    """A classifier of `dataset` with 6 features."""
+    """A small classifier of `dataset`."""
     torch.manual_seed(seed)
     channels, height, width = dataset.train.images.shape[1:]
     defaults: dict[str, Any] = {
         "kind": kind,
         "image_shape": (channels, height, width),
         "classes": len(dataset.classes),
-        "features": 6,
         "mean": dataset.mean,
         "std": dataset.std,
     }
+    defaults |= SMALL[kind]
     return mondeq.Classifier(mondeq.ModelConfig(**(defaults | settings)))
 
 

@@ -37,6 +37,12 @@ def known(operator: str, activation: str, dtype: torch.dtype = torch.float64, ba
     return Known(problem, z, moved / A.strong_monotonicity)
 
 
+def dense(operator: splitting.Operator) -> Tensor:
+    """The matrix of A acting on flattened states, in float64, read off its columns."""
+    exact, n = operator.double(), operator.state_shape.numel()
+    return exact.apply(torch.eye(n, dtype=torch.float64).reshape(n, *operator.state_shape)).flatten(1).mT
+
+
 def log_uniform(low: float, high: float) -> st.SearchStrategy[float]:
     return st.floats(math.log10(low), math.log10(high)).map(lambda exponent: 10**exponent)
 

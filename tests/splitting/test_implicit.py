@@ -90,6 +90,20 @@ def test_gradgradcheck_with_a_metric() -> None:
     assert torch.autograd.gradgradcheck(solve, inputs, fast_mode=True)
 
 
+@pytest.mark.parametrize("operator", ["convolution, 3×5", "multiscale"])
+@pytest.mark.parametrize("activation", ["Tanh", "Masked(Softplus)"])
+def test_gradcheck_convolutions(operator: str, activation: str) -> None:
+    """Of both orders, in the source, m, F, G and D, also with the mask that makes circular kernels zero-padded."""
+    m, *kernels = SMALL_OPERATORS[operator](torch.float64).tensors
+    A = SMALL_OPERATORS[operator](torch.float64).replace(m + 1, *(0.6 * kernel for kernel in kernels))
+    sigma: splitting.Activation = splitting.Tanh()
+    if activation == "Masked(Softplus)":
+        sigma = splitting.Masked(splitting.Softplus(), torch.rand(A.state_shape) < 0.7)
+    solve, inputs = solution_map(A, sigma, splitting.PeacemanRachford().tuned(A))
+    assert torch.autograd.gradcheck(solve, inputs, check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(solve, inputs, fast_mode=True)
+
+
 # -- against what differentiation through the iteration gives ----------------------------------------------------
 
 
@@ -269,11 +283,12 @@ def test_autocast_does_not_reach_the_gradient() -> None:
     assert all(torch.equal(x, y) for x, y in zip(plain, surrounded, strict=True))
 
 
-def test_memory_does_not_grow_with_the_steps() -> None:
+@pytest.mark.parametrize("operator", ["general", "multiscale"])
+def test_memory_does_not_grow_with_the_steps(operator: str) -> None:
     """What the graph keeps for the backward pass, forward and double backward: the same for 2 steps and for 300."""
 
     def kept(max_steps: int) -> tuple[int, int]:
-        solve, inputs = solution_map(small_operator(), splitting.Tanh(), max_steps=max_steps)
+        solve, inputs = solution_map(SMALL_OPERATORS[operator](torch.float64), splitting.Tanh(), max_steps=max_steps)
         sizes: list[int] = []
         pack = torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t)
         with pack:

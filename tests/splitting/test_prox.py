@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import splitting
-from tests.registry import ACTIVATIONS, DTYPES, Arctan
+from tests.registry import ACTIVATIONS, DTYPES, Arctan, Staircase
 
 ALPHAS = (1e-3, 0.03, 0.5, 1.0, 3.0, 30.0, 1e3)
 
@@ -83,6 +83,33 @@ def test_derivative_is_the_slope_away_from_kinks(activation: str) -> None:
     assert smooth.double().mean() > 0.99
     slope = (ahead - behind) / (2 * h)
     torch.testing.assert_close(sigma.derivative(y)[smooth], slope[smooth], rtol=0, atol=2e-5)
+
+
+@everywhere
+@all_dtypes
+def test_derivative_in_terms_of_the_value(activation: str, dtype: torch.dtype) -> None:
+    """σ′(y) from z = σ(y) alone, to rounding, where an activation offers it: all of the package's do."""
+    sigma, _ = pair(activation, dtype)
+    y = points().to(dtype)
+    found = sigma.derivative_at(sigma(y))
+    if isinstance(sigma, (Arctan, Staircase)):
+        assert found is None
+    else:
+        torch.testing.assert_close(found, sigma.derivative(y), rtol=0, atol=4 * torch.finfo(dtype).eps)
+
+
+@everywhere
+@all_dtypes
+def test_prox_into_given_memory(activation: str, dtype: torch.dtype) -> None:
+    """The same bits, written where they were asked for, and v is left alone."""
+    sigma, _ = pair(activation, dtype)
+    v = points().to(dtype)
+    before = v.clone()
+    for alpha in ALPHAS:
+        expected, out = sigma.prox(v, alpha), torch.full_like(v, math.nan)
+        assert sigma.prox(v, alpha, out) is out
+        assert torch.equal(out, expected), alpha
+    assert torch.equal(v, before)
 
 
 @everywhere

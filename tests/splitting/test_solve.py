@@ -94,12 +94,14 @@ def test_strides_do_not_matter(solver: str) -> None:
 
 
 @each_solver
-def test_inputs_are_not_touched(solver: str) -> None:
+@pytest.mark.parametrize("operator", ["metric", "convolution, 3×5", "multiscale"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_inputs_are_not_touched(solver: str, operator: str, batch: int) -> None:
     """Operator, metric, activation, source and guess keep their bits, and need no gradient for a solve."""
-    example = known("metric", "Scale")
+    example = known(operator, "Scale", batch=batch)
     A, source = example.problem.operator, example.problem.source
     guess = torch.randn_like(source)
-    inputs = [*A.tensors, A.metric, *example.problem.prox.tensors, source, guess]
+    inputs = [*A.tensors, *example.problem.prox.tensors, source, guess, *([] if A.metric is None else [A.metric])]
     before = [t.clone() for t in inputs]
     solution = splitting.solve(example.problem, SOLVERS[solver], initial=guess, max_steps=20, on_failure="return")
     solution.value.add_(1)

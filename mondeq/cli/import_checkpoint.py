@@ -1,0 +1,48 @@
+"""`mondeq import-checkpoint`: a network of 2020 as a run folder of ours."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import mondeq
+from mondeq.cli.evaluation import add_data_dir
+from mondeq.cli.output import show
+from mondeq.errors import RunError
+from mondeq.original import load_original_checkpoint
+from mondeq.runs import save
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "import-checkpoint",
+        help="a network of 2020 as a run folder",
+        description="Read a state_dict of the implementation of 2020 (dense, convolution, multi-tier) and "
+        "write it as a run folder, which `certify`, `bound` and `info` take. Only tensors are read, no code is run.",
+        epilog="example: mondeq import-checkpoint net.pt --m 20 --mean 0.1307 --std 0.3081 --data mnist --out runs/net",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="what torch.save wrote of its state_dict")
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run folder; must be new or empty")
+    parser.add_argument("--m", type=float, required=True, help="strong monotonicity it was trained with")
+    parser.add_argument(
+        "--mean", type=float, nargs="+", required=True, help="of its normalisation: one, or per channel"
+    )
+    parser.add_argument("--std", type=float, nargs="+", required=True, help="of its normalisation: one, or per channel")
+    parser.add_argument("--image-size", type=int, metavar="N", help="side of its images, if neither 28 nor 32")
+    parser.add_argument("--data", help="the data set it belongs to, for `certify` and `bound`")
+    add_data_dir(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    folder: Path = options.out
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} exists and is not an empty folder; choose another --out")
+    mean, std = (values[0] if len(values) == 1 else values for values in (options.mean, options.std))
+    model = load_original_checkpoint(options.file, m=options.m, mean=mean, std=std, image_size=options.image_size)
+    extra = {} if options.data is None else {"training": {"data": options.data}}
+    data_dir = None if options.data_dir is None else str(options.data_dir.resolve())
+    save(model, folder, **extra, data_dir=data_dir, version=mondeq.__version__)
+    config = model.config
+    show(f"{config.kind} network, images {config.image_shape}, {config.classes} classes, m = {config.m:g}: {folder}")
+    return 0

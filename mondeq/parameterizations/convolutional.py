@@ -1,0 +1,225 @@
+"""Convolutional monotone parameterizations, on one resolution or several: A = mI + FᵀF + G − Gᵀ with convolutions.
+
+Images are padded with zeros to a torus that is k − 1 larger, on which all correlations are circular; the border that
+padding adds is held at zero by the activation, so that nothing wraps around.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import splitting
+from mondeq.parameterizations.base import StronglyMonotone, check_count, flat_input
+from splitting import verified
+from splitting.errors import InvalidArgument
+from splitting.operators.multiscale import Layout
+from splitting.operators.torus import Torus, stacked
+
+
+class _Convolutional(StronglyMonotone):
+    """The part that both share: U (channels, in_channels, k, k), b (channels), the torus, the border."""
+
+    inside: Tensor
+
+    def __init__(self, in_channels: int, channels: int, image_size: int | tuple[int, int], kernel_size: int) -> None:
+        super().__init__()
+        self.in_channels = check_count("in_channels", in_channels)
+        self.kernel_size = _odd("kernel_size", kernel_size)
+        self.image_size = _pair("image_size", image_size)
+        if min(self.image_size) < kernel_size:
+            raise InvalidArgument(f"`kernel_size` is {kernel_size}, larger than the image of {self.image_size}")
+        self.in_features = in_channels * self.image_size[0] * self.image_size[1]
+        self.size = self._torus_side(self.image_size)
+        bound = (in_channels * kernel_size**2) ** -0.5
+        self.U = nn.Parameter(torch.empty(channels, in_channels, kernel_size, kernel_size).uniform_(-bound, bound))
+        self.b = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
+
+    def _torus_side(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size[0] + self.kernel_size - 1, size[1] + self.kernel_size - 1
+
+    def confined(self, activation: splitting.Activation) -> splitting.Activation:
+        return splitting.Masked(activation, self.inside)
+
+    def _interior(self, size: tuple[int, int]) -> Tensor:
+        """Boolean (height, width): true but on the border of a torus."""
+        border = self.kernel_size // 2
+        inside = torch.zeros(size, dtype=torch.bool)
+        inside[border : size[0] - border, border : size[1] - border] = True
+        return inside
+
+    def _source_field(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Ux + b as (height · width, channels, batch): one matrix product with the patches of every position."""
+        k, (height, width) = self.kernel_size, self.size
+        images = x.view(-1, self.in_channels, *self.image_size).permute(2, 3, 1, 0)
+        padded = functional.pad(images, (0, 0, 0, 0, k - 1, k - 1, k - 1, k - 1))
+        taps = [padded[i : i + height, j : j + width] for i in range(k) for j in range(k)]
+        patches = torch.stack(taps, dim=2).view(height * width, -1, len(x))
+        matrix = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+        return torch.baddbmm(bias[:, None], matrix.expand(len(patches), -1, -1), patches)
+
+    def _magnitude(self, size: Tensor) -> Tensor:
+        """|U| size + |b| in float64, as a field: what the rounding of the source is relative to."""
+        weight, bias = self.U.detach().double().abs(), self.b.detach().double().abs()
+        return self._source_field(size.double(), weight, bias)
+
+    def source_rounding(self, size: Tensor) -> Tensor:
+        gamma = verified.gamma(self.in_channels * self.kernel_size**2 + 8, self.U.dtype)
+        return gamma * verified.vector_norm(self._magnitude(size).permute(2, 0, 1))
+
+    def input_norm(self, scale: Tensor) -> float:
+        symbol = Torus(*self.size).symbol(self._scaled_input(scale.double(), self.U.detach().double()))
+        kernel = self._scaled_input(scale.double(), self.U.detach().double()).abs().sum((2, 3))
+        rounding = verified.gamma(self.kernel_size**2 + 24) * float(kernel.norm())
+        return verified.spectral_norm(stacked(symbol), perturbation=rounding)
+
+    def input_norm_estimate(self, scale: Tensor) -> Tensor:
+        symbol = Torus(*self.size).symbol(self._scaled_input(scale.to(self.U), self.U))
+        gram = symbol.mH @ symbol if self.in_channels <= len(self.U) else symbol @ symbol.mH
+        return torch.linalg.eigvalsh(gram)[:, -1].amax().clamp_min(0).sqrt()
+
+    def _scaled_input(self, scale: Tensor, weight: Tensor) -> Tensor:
+        """U with every input channel multiplied by the largest entry of `scale` (in_features,) in it."""
+        largest = scale.abs().view(self.in_channels, -1).amax(1)
+        return weight * largest[:, None, None]
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_channels={self.in_channels}, image_size={self.image_size}, kernel_size={self.kernel_size}, "
+            f"m={float(self.m.detach()):.4g}"
+        )
+
+
+class Conv2d(_Convolutional):
+    """z = σ(Wz + Ux + b) with W = (1 − m)I − FᵀF + Gᵀ − G for convolutions F, G, U; ‖U‖₂/m-Lipschitz.
+
+    in_channels, image_size: of the images x, (batch, in_channels, height, width) or flattened; image_size a side or
+    (height, width). channels: of the states (batch, channels, height + k − 1, width + k − 1), whose border is zero.
+    kernel_size: k, odd. m: strong monotonicity, > 0; with learn_m the initial value of exp(log_m). weight_norm: use
+    F_scale · F/‖F‖_F and G_scale · G/‖G‖_F with learned scales that start at 1. Initialised like torch.nn.Conv2d.
+    Raises InvalidArgument. Source: Winston & Kolter 2020, arXiv 2006.08591.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        image_size: int | tuple[int, int],
+        kernel_size: int = 3,
+        m: float = 1.0,
+        *,
+        learn_m: bool = False,
+        weight_norm: bool = False,
+    ) -> None:
+        super().__init__(in_channels, check_count("channels", channels), image_size, kernel_size)
+        self.channels = channels
+        self.state_shape = torch.Size((channels, *self.size))
+        self.F, self.G = (nn.Parameter(_kernel(channels, channels, kernel_size)) for _ in range(2))
+        self.F_scale, self.G_scale = (nn.Parameter(torch.ones(())) if weight_norm else None for _ in range(2))
+        self._own_m(m, learn_m)
+        self.register_buffer("inside", self._interior(self.size), persistent=False)
+
+    def operator(self) -> splitting.ConvolutionOperator:
+        F, G = _normalised(self.F, self.F_scale), _normalised(self.G, self.G_scale)
+        return splitting.ConvolutionOperator(F, G, self.m, self.size)
+
+    def source(self, x: Tensor) -> Tensor:
+        field = self._source_field(flat_input(x, self.in_features, self.U), self.U, self.b)
+        return field.view(*self.size, self.channels, -1).permute(3, 2, 0, 1)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, channels={self.channels}"
+
+
+class MultiscaleConv2d(_Convolutional):
+    """An equilibrium over tiers of decreasing resolution; W is block lower-bidiagonal, monotone like that of Conv2d.
+
+    channels: of every tier; tier i has images of size image_size/2^i, which must be whole, padded to tori k − 1 larger.
+    State: one flat tensor (batch, N), cut by `layout`. The input feeds the first tier. F, G: one kernel per tier, D:
+    one between neighbours, with stride 2. All else as in Conv2d, which one tier is equal to.
+    Source: Winston & Kolter 2020, arXiv 2006.08591, appendix D.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: Sequence[int],
+        image_size: int | tuple[int, int],
+        kernel_size: int = 3,
+        m: float = 1.0,
+        *,
+        learn_m: bool = False,
+        weight_norm: bool = False,
+    ) -> None:
+        channels = _channels(channels)
+        super().__init__(in_channels, channels[0], image_size, kernel_size)
+        self.channels, tiers = channels, len(channels)
+        smallest = 2 ** (tiers - 1)
+        if any(side % smallest or side // smallest < 1 for side in self.image_size):
+            raise InvalidArgument(
+                f"`image_size` must be divisible by {smallest} for {tiers} tiers, got {self.image_size}; use fewer "
+                "tiers or resize the images"
+            )
+        height, width = self.image_size
+        self.layout = Layout(tuple(self._torus_side((height >> i, width >> i)) for i in range(tiers)), channels)
+        if any(min(size) < kernel_size for size in self.layout.sizes):
+            raise InvalidArgument(
+                f"`kernel_size` is {kernel_size}, larger than the smallest tier {self.layout.sizes[-1]}"
+            )
+        self.state_shape = torch.Size((sum(self.layout.entries),))
+        self.F, self.G = (nn.ParameterList(_kernel(c, c, kernel_size) for c in channels) for _ in range(2))
+        self.D = nn.ParameterList(_kernel(below, above, kernel_size) for above, below in pairwise(channels))
+        self.F_scale, self.G_scale = (nn.Parameter(torch.ones(tiers)) if weight_norm else None for _ in range(2))
+        self.D_scale = nn.Parameter(torch.ones(tiers - 1)) if weight_norm else None
+        self._own_m(m, learn_m)
+        masks = [self._interior(size).expand(1, c, -1, -1) for c, size in zip(channels, self.layout.sizes, strict=True)]
+        self.register_buffer("inside", self.layout.state(masks)[0].contiguous(), persistent=False)
+
+    def operator(self) -> splitting.MultiscaleOperator:
+        F, G, D = (
+            [_normalised(kernel, None if scales is None else scales[i]) for i, kernel in enumerate(kernels)]
+            for kernels, scales in ((self.F, self.F_scale), (self.G, self.G_scale), (self.D, self.D_scale))
+        )
+        return splitting.MultiscaleOperator(F, G, D, self.m, self.layout.sizes)
+
+    def source(self, x: Tensor) -> Tensor:
+        x = flat_input(x, self.in_features, self.U)
+        field = self._source_field(x, self.U, self.b).view(*self.size, self.channels[0], -1)
+        rows = self.layout.field(0, field).flatten(0, 2)
+        return functional.pad(rows, (0, 0, 0, self.state_shape[0] - len(rows))).mT
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, channels={self.channels}"
+
+
+def _kernel(out_channels: int, in_channels: int, size: int) -> Tensor:
+    bound = (in_channels * size**2) ** -0.5
+    return torch.empty(out_channels, in_channels, size, size).uniform_(-bound, bound)
+
+
+def _normalised(kernel: Tensor, scale: Tensor | None) -> Tensor:
+    """scale · kernel/‖kernel‖_F; the kernel itself without a scale."""
+    if scale is None:
+        return kernel
+    return kernel * (scale / kernel.norm().clamp_min(torch.finfo(kernel.dtype).tiny))
+
+
+def _odd(name: str, value: int) -> int:
+    if check_count(name, value) % 2 == 0:
+        raise InvalidArgument(f"`{name}` must be odd, so that a kernel has a centre, got {value}")
+    return value
+
+
+def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    height, width = (value, value) if isinstance(value, int) else value
+    return check_count(name, height), check_count(name, width)
+
+
+def _channels(channels: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(channels, int) or not channels:
+        raise InvalidArgument(f"`channels` must have one entry per tier, such as (16, 32, 60), got {channels!r}")
+    return tuple(check_count("channels", c) for c in channels)

@@ -1,0 +1,171 @@
+"""Memory that is used again shows in no result: not in later ones, not in earlier ones, not in another thread."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+import splitting
+from splitting.operators import torus
+from splitting.scratch import scratch
+from tests.registry import DTYPES, SMALL_OPERATORS, SOLVERS
+from tests.splitting.problems import known
+
+CONVOLUTIONS = ("convolution, 3×5", "convolution, 1×1 kernel", "multiscale")
+
+each_solver = pytest.mark.parametrize("solver", SOLVERS)
+convolutions = pytest.mark.parametrize("operator", CONVOLUTIONS)
+
+
+def work(operator: str, dtype: torch.dtype, batch: int = 3) -> tuple[Tensor, ...]:
+    """Everything that intermediate results are made for: a solution, its bound, gradients of both orders."""
+    A = SMALL_OPERATORS[operator](dtype)
+    random = torch.Generator().manual_seed(batch)
+    source = torch.randn(batch, *A.state_shape, generator=random, dtype=torch.float64).to(dtype).requires_grad_()
+    leaves = [t.clone().requires_grad_() for t in A.tensors]
+    problem = splitting.Inclusion(A.replace(*leaves), source, splitting.Tanh())
+    solution = splitting.solve(problem, splitting.Anderson(), tol=1e-5)
+    z = splitting.equilibrium(problem, tol=1e-5)
+    first = torch.autograd.grad(z.pow(3).sum(), (source, *leaves), create_graph=True)
+    second = torch.autograd.grad(first[0].square().sum(), (source, *leaves))
+    return (solution.value, solution.history, solution.error_bound, z.detach(), *(g.detach() for g in first), *second)
+
+
+def in_a_new_thread(compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """`compute()` where no memory has been used before."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(compute).result()
+
+
+def same(results: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(results, others, strict=True))
+
+
+def spoil() -> None:
+    """Overwrite every buffer that this thread keeps for intermediate results of these problems."""
+    for dtype in DTYPES:
+        like = torch.zeros((), dtype=dtype)
+        for slot in ("torus", "reflected", "squares", *(f"spectrum {i}" for i in range(3))):
+            scratch(slot, (10_000,), like).fill_(torch.nan)
+
+
+CASES = [(operator, dtype, batch) for operator in CONVOLUTIONS for dtype in DTYPES for batch in (1, 4)]
+
+
+def test_problems_of_several_sizes_in_turn() -> None:
+    """Alternating sizes and dtypes gives the bits that each problem gives alone."""
+    fresh = [in_a_new_thread(lambda case=case: work(*case)) for case in CASES]
+    for _ in range(2):
+        assert all(same(work(*case), alone) for case, alone in zip(CASES, fresh, strict=True))
+
+
+@convolutions
+def test_results_do_not_live_in_shared_memory(operator: str) -> None:
+    """Overwriting all of it changes neither what has been computed nor what is computed next."""
+    before = work(operator, torch.float64)
+    copies = tuple(t.clone() for t in before)
+    spoil()
+    assert same(before, copies)
+    assert same(work(operator, torch.float64), copies)
+
+
+@each_solver
+@convolutions
+def test_a_solution_outlives_later_solves(operator: str, solver: str) -> None:
+    """Value, residual and history of a first solve are not touched by a second one with the same operator."""
+    first, second = (known(operator, "Tanh").problem for _ in range(2))
+    second = splitting.Inclusion(first.operator, second.source, second.prox)
+    solution = splitting.solve(first, SOLVERS[solver], max_steps=12, on_failure="return")
+    kept = (solution.value, solution.residual, solution.history)
+    copies = tuple(t.clone() for t in kept)
+    splitting.solve(second, SOLVERS[solver], max_steps=15, on_failure="return")
+    assert same(kept, copies)
+
+
+def test_two_threads_at_once() -> None:
+    """Each has its own memory: the same bits as one after the other."""
+    cases = [(operator, dtype, 3) for operator in CONVOLUTIONS for dtype in DTYPES]
+    alone = [work(*case) for case in cases]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda case: work(*case), 3 * cases))
+    assert all(same(results, expected) for results, expected in zip(together, 3 * alone, strict=True))
+
+
+@pytest.fixture
+def _nothing_remembered() -> Iterator[None]:
+    """The matrices of the transforms, which all operators share, are made anew: before the test and after it."""
+    caches = [c for c in vars(torus).values() if hasattr(c, "cache_clear")]
+    assert caches
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@convolutions
+@pytest.mark.usefixtures("_nothing_remembered")
+def test_inference_mode_leaves_nothing_behind(operator: str) -> None:
+    """What is first computed under `torch.inference_mode` can be differentiated outside of it."""
+
+    def inside_then_outside() -> tuple[Tensor, ...]:
+        A = SMALL_OPERATORS[operator](torch.float64)
+        z = torch.ones(2, *A.state_shape, dtype=torch.float64)
+        with torch.inference_mode():
+            A.adjoint.apply(A.apply(z))
+            A.pairing_gradient(z, z)
+            problem = splitting.Inclusion(A, z, splitting.ReLU())
+            assert (splitting.solve(problem).error_bound < 1e-3).all()
+        z.requires_grad_()
+        assert torch.autograd.grad(A.apply(z).sum(), z)[0].isfinite().all()
+        return work(operator, torch.float64)
+
+    results = in_a_new_thread(inside_then_outside)
+    assert same(results, in_a_new_thread(lambda: work(operator, torch.float64)))
+
+
+# One training step with a state of 1 MiB: what the process ever held, in states, after 10 and after 300 solver steps.
+TRAINING_STEP = """
+import resource
+import sys
+import torch
+import splitting
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+F, G = (0.1 * torch.randn(8, 8, 3, 3) for _ in range(2))
+source = torch.randn(32, 8, 32, 32)
+steps = []
+
+def train(max_steps):
+    leaves = [t.clone().requires_grad_() for t in (F, G, source)]
+    A = splitting.ConvolutionOperator(leaves[0], leaves[1], 0.1, (32, 32))
+    z = splitting.equilibrium(
+        splitting.Inclusion(A, leaves[2], splitting.ReLU()), splitting.PeacemanRachford(1e-3),
+        tol=1e-30, max_steps=max_steps, on_failure="return", monitor=lambda _, s: steps.append(len(s.history)),
+    )
+    z.square().sum().backward()
+
+def peak():
+    # In bytes on macOS, in KiB elsewhere.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+for _ in range(3):
+    train(10)
+few = peak()
+train(300)
+print(steps[-2], steps[-1], peak() - few)
+"""
+
+
+def test_memory_of_a_training_step_does_not_grow_with_the_steps() -> None:
+    """Forward and backward pass of 300 steps hold what those of 10 do, up to a few states of 1 MiB: not hundreds."""
+    run = subprocess.run([sys.executable, "-c", TRAINING_STEP], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    forward, backward, growth = map(float, run.stdout.split())
+    assert (forward, backward) == (300, 300)
+    assert growth < 30
