@@ -1,6 +1,6 @@
 """Pictures to learn from, as uint8 tensors: `load` a data set by name, cut a split into `batches`.
 
-The names: scikit-learn's 8×8 digits (nothing to download), MNIST, Fashion-MNIST, CIFAR-10, and
+The names: scikit-learn's 8×8 digits (nothing to download), MNIST, Fashion-MNIST, CIFAR-10, SVHN, and
 `folder:PATH` for pictures of one's own.
 """
 

@@ -1,6 +1,6 @@
 """The published data sets this package knows, one row each: files, checksums, mirrors, sizes, classes."""
 
-from mondeq.data import cifar, idx
+from mondeq.data import cifar, idx, svhn
 from mondeq.data.published import Covered, PublishedFile, Source
 
 
@@ -68,5 +68,15 @@ SOURCES: dict[str, Source] = {
         sizes=(50_000, 10_000),
         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         read=cifar.read_splits,
+    ),
+    "svhn": Source(
+        files=(
+            PublishedFile("train_32x32.mat", "train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373", "file"),
+            PublishedFile("test_32x32.mat", "test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3", "file"),
+        ),
+        mirrors=("http://ufldl.stanford.edu/housenumbers/",),
+        sizes=(73_257, 26_032),
+        classes=tuple("0123456789"),
+        read=svhn.read_splits,
     ),
 }

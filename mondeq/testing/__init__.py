@@ -17,13 +17,14 @@ except ImportError:
     raise ImportError('mondeq.testing needs the hypothesis package: pip install "mondeq[testing]"') from None
 
 from mondeq.testing.properties import check_certificate, check_lipschitz, check_unique_equilibrium
-from mondeq.testing.strategies import activations, inputs, parameterizations, solvers
+from mondeq.testing.strategies import activations, convolutions, inputs, parameterizations, solvers
 
 __all__ = [
     "activations",
     "check_certificate",
     "check_lipschitz",
     "check_unique_equilibrium",
+    "convolutions",
     "inputs",
     "parameterizations",
     "solvers",

@@ -6,13 +6,14 @@ Tensors come from seeds that are drawn, so an example is small to store and the 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import splitting
-from mondeq.parameterizations import Dense, LipschitzDense, Parameterization
+from mondeq.parameterizations import Conv2d, Dense, LipschitzDense, MultiscaleConv2d, Parameterization
 from splitting.solvers.base import SteppedSolver
 
 
@@ -55,6 +56,30 @@ def parameterizations(
             seed=_seeds(),
             dtype=st.just(dtype),
         ),
+    )
+
+
+def convolutions(*, dtype: torch.dtype = torch.float64) -> st.SearchStrategy[Conv2d | MultiscaleConv2d]:
+    """Conv2d and MultiscaleConv2d with random weights on images of up to 6×6, 1 … 3 channels and tiers, kernels 1 or 3.
+
+    F, G and D normal, scaled by 10⁻² … 10 each on its own, m in 10⁻² … 10², fixed or learned, weights normalised or not.
+    """
+    common = {
+        "kernel_size": st.sampled_from([1, 3]),
+        "m": _log_uniform(1e-2, 1e2),
+        "learn_m": st.booleans(),
+        "weight_norm": st.booleans(),
+        "scales": st.fixed_dictionaries({name: _log_uniform(1e-2, 10) for name in ("F", "G", "D")}),
+        "seed": _seeds(),
+        "dtype": st.just(dtype),
+    }
+    width = st.integers(1, 3)
+    sides = st.tuples(st.integers(3, 6), st.integers(3, 6))
+    tiers = st.lists(width, min_size=1, max_size=2).map(tuple)
+    halved = st.tuples(st.integers(2, 3), st.integers(2, 3)).map(lambda size: (2 * size[0], 2 * size[1]))
+    return st.one_of(
+        st.builds(_convolution, st.just(Conv2d), width, width, sides, **common),
+        st.builds(_convolution, st.just(MultiscaleConv2d), width, tiers, halved, **common),
     )
 
 
@@ -132,6 +157,23 @@ def _lipschitz(
 ) -> LipschitzDense:
     linear = LipschitzDense(in_features, features, out_features, gamma).to(dtype)
     _fill(linear, {"b": 1.0, "b_o": 1.0, **scales}, seed)
+    return linear
+
+
+def _convolution(
+    kind: type[Conv2d] | type[MultiscaleConv2d],
+    in_channels: int,
+    channels: Any,
+    image_size: tuple[int, int],
+    *,
+    scales: dict[str, float],
+    seed: int,
+    dtype: torch.dtype,
+    **settings: Any,
+) -> Conv2d | MultiscaleConv2d:
+    linear = kind(in_channels, channels, image_size, **settings).to(dtype)
+    kernels = {name: scales[name[0]] for name, _ in linear.named_parameters() if name.partition(".")[0] in scales}
+    _fill(linear, {"U": 1.0, "b": 1.0, **kernels}, seed)
     return linear
 
 

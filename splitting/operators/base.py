@@ -92,6 +92,10 @@ class Operator(ABC):
         """Cheap upper bound (up to rounding) on ‖Λ^½ A Λ^-½‖₂; ‖·‖_F unless the structure of A gives a better one."""
         return self.frobenius
 
+    def distance_bound(self, shift: float) -> float:
+        """Cheap upper bound (up to rounding) on ‖Λ^½ (A − shift·I) Λ^-½‖₂: what residuals are bounded with."""
+        return self.norm_bound + abs(shift)
+
     def cayley_norm(self, alpha: float) -> float | None:
         """‖(I − αA)(I + αA)⁻¹‖_Λ, estimated, where the structure of A makes that cheap; None elsewhere."""
         return None
@@ -190,6 +194,9 @@ class AdjointView(Operator):
     @property
     def norm_bound(self) -> float:
         return self.base.norm_bound
+
+    def distance_bound(self, shift: float) -> float:
+        return self.base.distance_bound(shift)
 
     def cayley_norm(self, alpha: float) -> float | None:
         return self.base.cayley_norm(alpha)

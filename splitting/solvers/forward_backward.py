@@ -29,7 +29,7 @@ class ForwardBackward(SteppedSolver):
 class _ForwardBackward(Iteration):
     def __init__(self, problem: Inclusion, alpha: float) -> None:
         self.problem, self.alpha = problem, alpha
-        self.rate = problem.operator.norm_bound + 1 / alpha
+        self.rate = problem.operator.distance_bound(1 / alpha)
 
     def init(self, guess: Tensor | None) -> Tensor:
         return self.problem.prox(self.problem.source) if guess is None else guess

@@ -59,7 +59,7 @@ class _PeacemanRachford(Iteration):
         # 2αVc = α((2V − I)c + c)
         self.shift = self.resolvent.reflect(problem.source, problem.source, lend(self, problem.source)).mul_(alpha)
         # r = (A − I/α)(z⁺ − w) and z⁺ − w = (t⁺ − t)/2
-        self.rate = (problem.operator.norm_bound + 1 / alpha) / 2
+        self.rate = problem.operator.distance_bound(1 / alpha) / 2
         self.z = torch.empty_like(self.shift)
         self.spare = lend(self, self.shift)
 
@@ -73,10 +73,9 @@ class _PeacemanRachford(Iteration):
     def step(self, carry: Tensor) -> State:
         u = self.resolvent.reflect(carry, self.shift, self.spare)
         z = self.problem.prox.prox(u, self.alpha, self.z)
-        # t − t⁺ = t + u − 2z, in the place of t
-        change = carry.add_(u).sub_(z, alpha=2)
-        self.spare = carry
-        return State(torch.lerp(u, z, 2.0, out=u), z, self.rate * self.problem.operator.norm(change))
+        following = torch.lerp(u, z, 2.0, out=u)
+        self.spare = carry.sub_(following)
+        return State(following, z, self.rate * self.problem.operator.norm(self.spare))
 
 
 class _Averaged(Iteration):

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pooch
 import pytest
+import scipy.io
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -1185,3 +1186,58 @@ def test_on_a_terminal_decoding_and_downloading_show_their_progress(
     monkeypatch.setitem(SOURCES, "mnist", data.source(mirror.url("good")))
     data.check(load("mnist", tmp_path))
     assert f"{IDX_NAMES[0]}.gz: 100%" in screen.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------- SVHN
+
+
+def svhn_content(labels: Sequence[int], seed: int = 0, **changes: Any) -> bytes:
+    """A file as SVHN has it: X (32, 32, 3, N) and y (N, 1)."""
+    content = {"X": random_bytes(32, 32, 3, len(labels), seed=seed), "y": np.array(labels, dtype=np.uint8)[:, None]}
+    file = io.BytesIO()
+    scipy.io.savemat(file, content | changes)
+    return file.getvalue()
+
+
+@pytest.fixture
+def svhn_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes, bytes], Path]:
+    """Place two files where they are sought, published as they are, with 4 and 3 images."""
+
+    def place(train: bytes, test: bytes) -> Path:
+        source, folder = SOURCES["svhn"], tmp_path / "mine"
+        folder.mkdir()
+        for file, content in zip(source.files, (train, test), strict=True):
+            (folder / file.name).write_bytes(content)
+        files = tuple(replace(f, md5=md5(c)) for f, c in zip(source.files, (train, test), strict=True))
+        monkeypatch.setitem(SOURCES, "svhn", replace(source, files=files, mirrors=(), sizes=(4, 3)))
+        return folder
+
+    return place
+
+
+def test_svhn_is_read_with_ten_standing_for_zero(svhn_folder: Callable[[bytes, bytes], Path]) -> None:
+    dataset = load("svhn", svhn_folder(svhn_content([10, 1, 9, 5]), svhn_content([3, 10, 2], seed=1)))
+    assert dataset.train.labels.tolist() == [0, 1, 9, 5]
+    assert dataset.test.labels.tolist() == [3, 0, 2]
+    expected = random_bytes(32, 32, 3, 4, seed=0)
+    assert torch.equal(dataset.train.images, torch.from_numpy(expected.transpose(3, 2, 0, 1).copy()))
+    assert dataset.test.images.shape == (3, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (b"hello", "is truncated, damaged or no file of SVHN"),
+        (svhn_content([1, 2, 3, 4])[:900], "is truncated, damaged or no file of SVHN"),
+        (svhn_content([1, 2, 3]), r"holds \(32, 32, 3, 3\) torch.uint8 and 3 labels, but SVHN has"),
+        (svhn_content([1, 2, 3, 11]), "label 11 at position 3 names none of the 10 classes"),
+        (svhn_content([1, 2, 3, 4], X=np.zeros((32, 32, 3, 4))), "torch.float64"),
+        (svhn_content([1, 2, 3, 4], y=np.zeros((2, 1), dtype=np.uint8)), "2 labels"),
+    ],
+    ids=["text", "truncated", "too few", "label 11", "floats", "labels missing"],
+)
+def test_malformed_svhn_is_refused(train: bytes, message: str, svhn_folder: Callable[[bytes, bytes], Path]) -> None:
+    folder = svhn_folder(train, svhn_content([1, 2, 3]))
+    with pytest.raises(DataError, match=message) as caught:
+        load("svhn", folder)
+    assert "train_32x32.mat" in str(caught.value)

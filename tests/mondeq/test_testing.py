@@ -22,6 +22,7 @@ from mondeq.testing import (
     check_certificate,
     check_lipschitz,
     check_unique_equilibrium,
+    convolutions,
     inputs,
     parameterizations,
     solvers,
@@ -75,6 +76,16 @@ def test_strategies_fit_together(data: st.DataObject, dtype: torch.dtype) -> Non
         assert layer(x).shape == (len(x), *linear.state_shape)
     assert x.dtype == dtype
     assert 1 <= len(x) <= 4
+
+
+@settings(max_examples=15)
+@given(st.data(), convolutions(), st.sampled_from([splitting.ReLU(), splitting.Tanh(), splitting.LeakyReLU(0.1)]))
+def test_convolutions_have_one_equilibrium_and_keep_their_bounds(
+    data: st.DataObject, linear: mondeq.Conv2d | mondeq.MultiscaleConv2d, activation: splitting.Activation
+) -> None:
+    x = data.draw(inputs(linear, largest_batch=2))
+    check_unique_equilibrium(linear, activation, x, max_steps=60)
+    assert check_lipschitz(linear, x, activation=activation, ascent=3) <= 1
 
 
 @settings(max_examples=50)
