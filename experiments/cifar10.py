@@ -1,7 +1,7 @@
 """`python -m experiments.cifar10`: the networks of Winston & Kolter 2020 on CIFAR-10, without and with augmentation.
 
-Published: single convolution 74.0, multi-tier 72.0 %; augmented and larger, 82.0 and 89.0 %. Their one-cycle schedule is
-piecewise linear; ours is made of half cosines.
+Published: single convolution 74.0, multi-tier 72.0 %; augmented and larger, 82.0 and 89.0 %. Their one-cycle schedule
+is piecewise linear; ours is made of half cosines.
 """
 
 from experiments.recipes import Preset, run

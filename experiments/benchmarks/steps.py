@@ -105,14 +105,10 @@ def _step_size(solver: splitting.Solver, operator: splitting.Operator) -> float 
 
 
 def load_checkpoint(path: Path, m: float) -> mondeq.Dense:
-    """The dense network of 2020 from its state_dict: there W = (1 − m)I − AᵀA + B − Bᵀ, so F = A and G = Bᵀ."""
-    tensors = torch.load(path, map_location="cpu", weights_only=True)
-    names = ("U.weight", "U.bias", "A.weight", "B.weight")
-    U, b, A, B = (tensors[f"mon.linear_module.{name}"].float() for name in names)
-    linear = mondeq.Dense(U.shape[1], U.shape[0], m)
-    with torch.no_grad():
-        for weight, value in ((linear.U, U), (linear.b, b), (linear.F, A), (linear.G, B.T)):
-            weight.copy_(value)
+    """The dense network of 2020 in a state_dict. Raises TypeError for one of another kind."""
+    linear = mondeq.load_original_checkpoint(path, m=m, mean=MEAN, std=STD).linear
+    if not isinstance(linear, mondeq.Dense):
+        raise TypeError(f"{path} holds no dense network but a {type(linear).__name__}")
     return linear
 
 

@@ -62,7 +62,7 @@ def parameterizations(
 def convolutions(*, dtype: torch.dtype = torch.float64) -> st.SearchStrategy[Conv2d | MultiscaleConv2d]:
     """Conv2d and MultiscaleConv2d with random weights on images of up to 6×6, 1 … 3 channels and tiers, kernels 1 or 3.
 
-    F, G and D normal, scaled by 10⁻² … 10 each on its own, m in 10⁻² … 10², fixed or learned, weights normalised or not.
+    F, G and D normal, scaled by 10⁻² … 10 each on its own, m in 10⁻² … 10², fixed or learned; normalised or not.
     """
     common = {
         "kernel_size": st.sampled_from([1, 3]),

@@ -116,16 +116,20 @@ def test_every_method_reaches_the_same_point() -> None:
         assert row["products"] >= row["steps"] >= 2, name
 
 
-def test_checkpoint_of_2020(tmp_path: Path) -> None:
-    prefix, m = "mon.linear_module.", 3.0
-    shapes = {"U.weight": (4, 6), "U.bias": (4,), "A.weight": (4, 4), "B.weight": (4, 4)}
-    tensors = {prefix + name: torch.randn(shape) for name, shape in shapes.items()}
+def test_checkpoint_of_another_kind_is_refused(tmp_path: Path) -> None:
+    shapes = {
+        "U.weight": (2, 1, 3, 3),
+        "U.bias": (2,),
+        "A.weight": (2, 2, 3, 3),
+        "B.weight": (2, 2, 3, 3),
+        "g": (),
+        "h": (),
+    }
+    tensors = {f"mon.linear_module.{name}": torch.rand(shape) for name, shape in shapes.items()}
+    tensors |= {"Wout.weight": torch.rand(10, 98), "Wout.bias": torch.rand(10)}
     torch.save(tensors, tmp_path / "old.pt")
-    linear = load_checkpoint(tmp_path / "old.pt", m)
-    A, B = tensors[prefix + "A.weight"], tensors[prefix + "B.weight"]
-    torch.testing.assert_close(linear.weight(), (1 - m) * torch.eye(4) - A.T @ A + B - B.T)
-    torch.testing.assert_close(linear.U.detach(), tensors[prefix + "U.weight"])
-    torch.testing.assert_close(linear.b.detach(), tensors[prefix + "U.bias"])
+    with pytest.raises(TypeError, match="holds no dense network but a Conv2d"):
+        load_checkpoint(tmp_path / "old.pt", 1.0)
 
 
 def test_tasks_take_turns() -> None:
