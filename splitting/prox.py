@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from splitting.errors import InvalidArgument, InvalidType
+from splitting.scratch import lend
 
 
 class Activation(ABC):
@@ -38,7 +39,7 @@ class Activation(ABC):
         """σ′(y) ∈ [0, 1]."""
 
     def derivative_at(self, z: Tensor) -> Tensor | None:
-        """σ′(y) in terms of z = σ(y); None where z does not determine it, or nobody has said how."""
+        """σ′(y) in terms of z = σ(y), as a new tensor; None where z does not determine it, or nobody has said how."""
         return None
 
     def prox(self, v: Tensor, alpha: float, out: Tensor | None = None) -> Tensor:
@@ -233,7 +234,7 @@ class Scale(Activation):
     def prox(self, v: Tensor, alpha: float, out: Tensor | None = None) -> Tensor:
         # Every step multiplies by the same numbers.
         if alpha not in self._multipliers:
-            denominator = torch.mul(self.d, 1 - alpha).add_(alpha)
+            denominator = torch.mul(self.d, 1 - alpha, out=lend(self, self.d)).add_(alpha)
             self._multipliers[alpha] = torch.div(self.d, denominator, out=denominator)
         return torch.mul(v, self._multipliers[alpha], out=out)
 
@@ -244,7 +245,7 @@ class Scale(Activation):
         return self.d.expand_as(y)
 
     def derivative_at(self, z: Tensor) -> Tensor:
-        return self.derivative(z)
+        return self.d.expand_as(z).clone()
 
     def point(self, v: Tensor, alpha: float) -> Tensor:
         return v / (alpha + (1 - alpha) * self.d)
@@ -284,7 +285,7 @@ class Masked(Activation):
 
     def derivative_at(self, z: Tensor) -> Tensor | None:
         inside = self.inner.derivative_at(z)
-        return None if inside is None else inside * self.mask
+        return None if inside is None else inside.mul_(self.mask)
 
     def prox(self, v: Tensor, alpha: float, out: Tensor | None = None) -> Tensor:
         z = self.inner.prox(v, alpha, out)

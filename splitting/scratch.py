@@ -44,7 +44,11 @@ def lend(owner: object, like: Tensor) -> Tensor:
     if like.device.type != "cpu" or not _SMALLEST_KEPT <= like.numel() * like.element_size() <= _LARGEST_KEPT:
         return torch.empty_like(like)
     pools: dict[tuple[int, torch.dtype], list[Tensor]] = _local.__dict__.setdefault("waiting", {})
-    waiting = pools.setdefault((like.numel(), like.dtype), [])
+    key = like.numel(), like.dtype
+    if key not in pools:
+        # Tensors of one size wait at a time: those of the last batch size would only hold memory.
+        pools.clear()
+    waiting = pools.setdefault(key, [])
     if waiting:
         buffer = waiting.pop()
     else:

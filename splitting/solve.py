@@ -139,7 +139,8 @@ class _Record:
 
     def __init__(self, source: Tensor, max_steps: int) -> None:
         count = len(source)
-        self.value = torch.zeros_like(source)
+        self.source = source
+        self.value: Tensor | None = None
         self.residual = source.new_full((count,), math.inf)
         self.converged = torch.zeros(count, dtype=torch.bool, device=source.device)
         self.steps = torch.full((count,), max_steps, device=source.device)
@@ -162,7 +163,7 @@ class _Record:
                 return
         self.untouched = False
         shape = (-1, *[1] * (value.ndim - 1))
-        self.value = torch.where(self.converged.reshape(shape), self.value, value)
+        self.value = torch.where(self.converged.reshape(shape), value if self.value is None else self.value, value)
         self.residual = torch.where(self.converged, self.residual, residual)
         newly = done & ~self.converged
         self.steps.masked_fill_(newly, step)
@@ -178,7 +179,8 @@ class _Record:
         history = torch.stack(self.history) if self.history else self.residual.new_zeros(0, len(self.residual))
         steps = torch.where(self.converged, self.steps, len(self.history))
         status = _status(self.converged, self.residual, problem, tol, solver, len(history))
-        return Solution(problem, self.value, self.residual, steps, self.converged, history, status)
+        value = torch.zeros_like(self.source) if self.value is None else self.value
+        return Solution(problem, value, self.residual, steps, self.converged, history, status)
 
 
 def _status(converged: Tensor, residual: Tensor, problem: Inclusion, tol: float, solver: Solver, steps: int) -> Status:

@@ -166,7 +166,8 @@ class MultiscaleOperator(Operator):
 
     def _multiply(self, diagonal: Spectra, links: list[_Link], z: Tensor) -> Tensor:
         spectra = self._analyse(z)
-        images = [torch.bmm(symbol, x) for symbol, x in zip(diagonal, spectra, strict=True)]
+        pairs = zip(diagonal, spectra, strict=True)
+        images = [_product(f"image {i}", symbol, x) for i, (symbol, x) in enumerate(pairs)]
         for link in links:
             images[link.target] = images[link.target] + 2 * link(self._layout, spectra[link.origin])
         toruses = self._layout.toruses
@@ -302,7 +303,7 @@ class MultiscaleOperator(Operator):
 
     def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
         symbols, toruses, layout = self._symbols(), self._layout.toruses, self._layout
-        qs, zs = self._analyse(q), self._analyse(z)
+        qs, zs = self._analyse(q, "q"), self._analyse(z)
         m, F, G, D = self._kernels()
         m_gradient = torch.zeros_like(m)
         F_parts, D_parts, G_gradients = [], [], []
@@ -317,13 +318,13 @@ class MultiscaleOperator(Operator):
             m_gradient = m_gradient + P.real.diagonal(dim1=1, dim2=2).sum()
         for i in range(len(D)):
             # 2⟨F q_{i+1}, D z_i⟩
-            below = toruses[i + 1].analyse(
-                layout.descend(i, toruses[i].synthesise(torch.bmm(symbols.stacked_D[i], zs[i])))
-            )
-            F_parts[i + 1] = F_parts[i + 1] + 2 * toruses[i + 1].correlate(below, qs[i + 1])
-            image = toruses[i + 1].synthesise(torch.bmm(symbols.stacked_F[i + 1], qs[i + 1]))
-            above = toruses[i].analyse(layout.ascend(i, image))
-            D_parts[i] = D_parts[i] + 2 * toruses[i].correlate(above, zs[i])
+            upper, lower = toruses[i], toruses[i + 1]
+            below = layout.descend(i, upper.synthesise(_product("emitted", symbols.stacked_D[i], zs[i])))
+            correlation = lower.correlate(_analysed("moved", lower, below), qs[i + 1])
+            F_parts[i + 1] = F_parts[i + 1] + 2 * correlation
+            above = layout.ascend(i, lower.synthesise(_product("emitted", symbols.stacked_F[i + 1], qs[i + 1])))
+            correlation = upper.correlate(_analysed("moved", upper, above), zs[i])
+            D_parts[i] = D_parts[i] + 2 * correlation
         return (
             m_gradient,
             *(t.kernel_gradient(s, k) for t, s, k in zip(toruses, F_parts, F, strict=True)),
@@ -386,8 +387,10 @@ class MultiscaleOperator(Operator):
                 return candidate
         return torch.empty_like(flat)
 
-    def _analyse(self, z: Tensor) -> Spectra:
-        return [t.analyse(f) for t, f in zip(self._layout.toruses, self._fields(z), strict=True)]
+    def _analyse(self, z: Tensor, name: str = "state") -> Spectra:
+        """The transforms of the tiers of z, in memory that the next call with the same name overwrites."""
+        toruses = self._layout.toruses
+        return [_analysed(f"{name} {i}", t, f) for i, (t, f) in enumerate(zip(toruses, self._fields(z), strict=True))]
 
 
 class ConvolutionOperator(MultiscaleOperator):
@@ -471,9 +474,11 @@ class _Link:
         self.origin, self.target = (tier + 1, tier) if up else (tier, tier + 1)
 
     def __call__(self, layout: Layout, spectrum: Tensor) -> Tensor:
-        field = layout.toruses[self.origin].synthesise(torch.bmm(self.emit, spectrum))
+        """What the target receives, in memory that the next link overwrites."""
+        origin, target = layout.toruses[self.origin], layout.toruses[self.target]
+        field = origin.synthesise(_product("emitted", self.emit, spectrum))
         moved = layout.ascend(self.tier, field) if self.up else layout.descend(self.tier, field)
-        return torch.bmm(self.absorb, layout.toruses[self.target].analyse(moved))
+        return _product("received", self.absorb, _analysed("moved", target, moved))
 
 
 class _Substitution(Resolvent):
@@ -497,13 +502,12 @@ class _Substitution(Resolvent):
         toruses, fields, targets = layout.toruses, layout.fields(flat), layout.fields(result)
         spectra: dict[int, Tensor] = {}
         for i in self.order:
-            shape = (toruses[i].frequencies, 2 * fields[i].shape[2], flat.shape[1])
-            spectra[i] = toruses[i].analyse(fields[i], out=scratch(f"spectrum {i}", shape, flat))
+            spectra[i] = _analysed(f"state {i}", toruses[i], fields[i])
             link = self.links.get(i)
             received = None if link is None else link(layout, spectra[link.origin])
             if received is not None:
                 spectra[i].sub_(received)
-            reflected = torch.bmm(self.cayley[i], spectra[i], out=scratch("reflected", shape, flat))
+            reflected = _product("reflected", self.cayley[i], spectra[i])
             if received is not None:
                 reflected.sub_(received)
             toruses[i].synthesise(reflected, shifts[i], out=targets[i])
@@ -518,6 +522,18 @@ class _Substitution(Resolvent):
         twin.links = {link.target: link for link in self.up}
         twin.order = self.order[::-1]
         return twin
+
+
+def _analysed(slot: str, torus: Torus, field: Tensor) -> Tensor:
+    """The transform of a field, in the scratch memory of `slot` where it may be."""
+    shape = (torus.frequencies, 2 * field.shape[2], field.shape[3])
+    return torus.analyse(field, out=scratch(slot, shape, field) if may_overwrite(field) else None)
+
+
+def _product(slot: str, symbol: Tensor, spectrum: Tensor) -> Tensor:
+    """symbol · spectrum at every frequency, in the scratch memory of `slot` where it may be."""
+    shape = (len(symbol), symbol.shape[1], spectrum.shape[2])
+    return torch.bmm(symbol, spectrum, out=scratch(slot, shape, spectrum) if may_overwrite(symbol, spectrum) else None)
 
 
 def _transposed(kernel: Tensor) -> Tensor:
