@@ -471,8 +471,9 @@ def test_a_checksum_of_the_published_file_covers_the_gz_and_warns_of_an_unpacked
 
 def test_the_table_is_complete() -> None:
     assert set(SOURCES) <= set(NAMES)
-    for source in SOURCES.values():
-        assert len(source.mirrors) >= 2
+    for name, source in SOURCES.items():
+        # SVHN is offered by its authors alone.
+        assert len(source.mirrors) >= (1 if name == "svhn" else 2)
         assert len(source.classes) == 10
         assert all(len(bytes.fromhex(file.md5)) == 16 for file in source.files)
         assert len({file.md5 for file in source.files}) == len(source.files)
