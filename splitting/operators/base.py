@@ -108,13 +108,19 @@ class Operator(ABC):
     def double(self) -> Operator:
         """The same numbers in float64."""
 
-    @abstractmethod
     def rebind(self, *tensors: Tensor) -> Self:
         """This operator on other handles of the *same values*: the cache is shared, gradients flow to `tensors`."""
+        twin = self.replace(*tensors)
+        twin._cache = self._cache
+        return twin
 
-    @abstractmethod
     def replace(self, *tensors: Tensor) -> Self:
         """The operator of this kind made of new values."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin.tensors = tensors
+        twin._cache = {}
+        return twin
 
     @abstractmethod
     def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 from torch import Tensor
 
@@ -112,18 +110,6 @@ class DenseOperator(Operator):
             return twin
 
         return self._cached("double", convert)
-
-    def rebind(self, *tensors: Tensor) -> Self:
-        twin = self.replace(*tensors)
-        twin._cache = self._cache
-        return twin
-
-    def replace(self, *tensors: Tensor) -> Self:
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        twin.tensors = tensors
-        twin._cache = {}
-        return twin
 
     def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
         return (q.mT @ z,)

@@ -289,18 +289,6 @@ class MultiscaleOperator(Operator):
             return self
         return self._cached("double", lambda: self.replace(*(t.detach().double() for t in self.tensors)))
 
-    def rebind(self, *tensors: Tensor) -> Self:
-        twin = self.replace(*tensors)
-        twin._cache = self._cache
-        return twin
-
-    def replace(self, *tensors: Tensor) -> Self:
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        twin.tensors = tensors
-        twin._cache = {}
-        return twin
-
     def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
         symbols, toruses, layout = self._symbols(), self._layout.toruses, self._layout
         qs, zs = self._analyse(q, "q"), self._analyse(z)
