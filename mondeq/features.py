@@ -10,11 +10,22 @@ from torch import Tensor
 
 
 class Features(ABC):
-    """P, as a value. count: rows of P. gain: ‖P‖₂. terms: how many entries of the state are summed for a feature."""
+    """P, as a value."""
 
-    count: int
-    gain: float
-    terms: int
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Rows of P."""
+
+    @property
+    @abstractmethod
+    def gain(self) -> float:
+        """‖P‖₂."""
+
+    @property
+    @abstractmethod
+    def terms(self) -> int:
+        """How many entries of the state are summed for a feature."""
 
     @abstractmethod
     def __call__(self, z: Tensor) -> Tensor:
@@ -31,7 +42,7 @@ class Entries(Features):
     terms = 1
 
     @property
-    def count(self) -> int:  # type: ignore[override]  # derived, not stored
+    def count(self) -> int:
         return self.state_shape.numel() - self.start
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -50,15 +61,15 @@ class AveragePool(Features):
     size: int
 
     @property
-    def gain(self) -> float:  # type: ignore[override]
+    def gain(self) -> float:
         return 1 / self.size
 
     @property
-    def terms(self) -> int:  # type: ignore[override]
+    def terms(self) -> int:
         return self.size**2
 
     @property
-    def count(self) -> int:  # type: ignore[override]
+    def count(self) -> int:
         channels, height, width = self.state_shape
         return channels * (height // self.size) * (width // self.size)
 
