@@ -5,7 +5,7 @@ Published: single convolution 88.7, multi-tier 92.4 %.
 
 from experiments.recipes import Preset, run
 
-_STEP = {"lr": "1e-3", "schedule": "step", "epochs": "40", "batch-size": "128", "tol": "1e-2"}
+_STEP = {"lr": "1e-3", "schedule": "step", "epochs": "40", "batch-size": "128", "tol": "1e-2", "weight-norm": ""}
 
 PRESETS = (
     Preset("conv", {"model": "conv", "channels": "81", "decay-every": "25"} | _STEP, 88.7),

@@ -43,7 +43,7 @@ class Activation(ABC):
         return None
 
     def prox(self, v: Tensor, alpha: float, out: Tensor | None = None) -> Tensor:
-        """prox_{αf}(v) = σ(point(v, α)); written to `out` if given, which must not be v."""
+        """prox_{αf}(v) = σ(point(v, α)); written to `out` if given, which may be v."""
         z = self(self.point(v, alpha))
         return z if out is None else out.copy_(z)
 

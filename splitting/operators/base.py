@@ -27,10 +27,10 @@ class Resolvent(ABC):
         """V v for states v (batch, *state_shape)."""
 
     @abstractmethod
-    def reflect(self, v: Tensor, shift: Tensor, memory: Tensor | None = None) -> Tensor:
-        """(2V − I) v + shift: the reflected resolvent, in as few passes over memory as the operator can.
+    def reflect(self, v: Tensor, memory: Tensor | None = None) -> Tensor:
+        """(2V − I) v: the reflected resolvent, in as few passes over memory as the operator can.
 
-        memory: a tensor like v, neither v nor shift, that may be overwritten and returned.
+        memory: a tensor like v, not v itself, that may be overwritten and returned.
         """
 
     @property
@@ -99,6 +99,10 @@ class Operator(ABC):
     def cayley_norm(self, alpha: float) -> float | None:
         """‖(I − αA)(I + αA)⁻¹‖_Λ, estimated, where the structure of A makes that cheap; None elsewhere."""
         return None
+
+    def arranged(self, z: Tensor) -> Tensor:
+        """z in the memory order that this operator works on: itself where it already lies so, else a copy."""
+        return z
 
     @abstractmethod
     def rounding(self, z: Tensor) -> Tensor:
@@ -206,6 +210,9 @@ class AdjointView(Operator):
 
     def cayley_norm(self, alpha: float) -> float | None:
         return self.base.cayley_norm(alpha)
+
+    def arranged(self, z: Tensor) -> Tensor:
+        return self.base.arranged(z)
 
     def norm(self, z: Tensor) -> Tensor:
         return self.base.norm(z) if self.metric is None else super().norm(z)

@@ -151,8 +151,8 @@ class _DenseResolvent(Resolvent):
     def __call__(self, v: Tensor) -> Tensor:
         return v @ self.inverse.mT
 
-    def reflect(self, v: Tensor, shift: Tensor, memory: Tensor | None = None) -> Tensor:
-        return torch.addmm(shift, v, self.cayley.mT, out=memory)
+    def reflect(self, v: Tensor, memory: Tensor | None = None) -> Tensor:
+        return torch.mm(v, self.cayley.mT, out=memory)
 
     @property
     def adjoint(self) -> Resolvent:

@@ -354,6 +354,9 @@ class MultiscaleOperator(Operator):
             total += torch.mul(rows, rows, out=squares).sum(0)
         return total.sqrt_()
 
+    def arranged(self, z: Tensor) -> Tensor:
+        return self._unflat(self._flat(z))
+
     def _fields(self, z: Tensor) -> list[Tensor]:
         return self._layout.fields(self._flat(z))
 
@@ -481,11 +484,11 @@ class _Substitution(Resolvent):
         self.order = range(len(cayley))
 
     def __call__(self, v: Tensor) -> Tensor:
-        return self.reflect(v, v).mul_(0.5)
+        return self.reflect(v).add_(v).mul_(0.5)
 
-    def reflect(self, v: Tensor, shift: Tensor, memory: Tensor | None = None) -> Tensor:
+    def reflect(self, v: Tensor, memory: Tensor | None = None) -> Tensor:
         operator, layout = self.operator, self.operator._layout
-        flat, shifts = operator._flat(v), layout.fields(operator._flat(shift))
+        flat = operator._flat(v)
         result = operator._memory(flat, memory)
         toruses, fields, targets = layout.toruses, layout.fields(flat), layout.fields(result)
         spectra: dict[int, Tensor] = {}
@@ -498,7 +501,7 @@ class _Substitution(Resolvent):
             reflected = _product("reflected", self.cayley[i], spectra[i])
             if received is not None:
                 reflected.sub_(received)
-            toruses[i].synthesise(reflected, shifts[i], out=targets[i])
+            toruses[i].synthesise(reflected, out=targets[i])
         return operator._unflat(result)
 
     @property

@@ -73,23 +73,19 @@ class Torus:
         torch.bmm(second, half, out=out.view(half.shape))
         return out
 
-    def synthesise(self, spectrum: Tensor, add: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """The field with this transform, plus the field `add`: `analyse` inverted; written to `out` if given."""
+    def synthesise(self, spectrum: Tensor, out: Tensor | None = None) -> Tensor:
+        """The field with this transform: `analyse` inverted; written to `out` if given."""
         batch, n = spectrum.shape[2], spectrum.shape[1] // 2
         shape = (self.height, self.width, n, batch)
         if not self._by_product:
             parts = spectrum.view(self.rows, self.width, 2, n, batch)
             values = torch.complex(parts[:, :, 0], parts[:, :, 1])
             field = torch.fft.irfft2(values, s=(self.width, self.height), dim=(1, 0))
-            field = field if add is None else field + add
             return field if out is None else _filled(out, field)
         first, second = _inverse_matrices(self, spectrum.dtype, spectrum.device)
         columns = spectrum.reshape(self.rows, 2 * self.width, n * batch)
         half = _product(second.expand(self.rows, -1, -1), columns).view(2 * self.rows, -1)
-        target = None if out is None else out.view(self.height, -1)
-        if add is None:
-            return torch.mm(first, half, out=target).view(shape)
-        return torch.addmm(add.reshape(self.height, -1), first, half, out=target).view(shape)
+        return torch.mm(first, half, out=None if out is None else out.view(self.height, -1)).view(shape)
 
     def symbol(self, kernel: Tensor, *, stride: int = 1) -> Tensor:
         """Complex (frequencies, n_out, n_in) of the correlation with `kernel` (out, in, k, k), k odd, centred.

@@ -1,6 +1,7 @@
-"""Peaceman–Rachford and Douglas–Rachford splitting, on the reflected variable t = 2z − u.
+"""Peaceman–Rachford and Douglas–Rachford splitting, on the shifted reflected variable s = 2z − u + αc.
 
-w = V(t + αc), u⁺ = 2w − t = (2V − I) t + 2αVc, z⁺ = prox_{αf}(u⁺), t⁺ = 2z⁺ − u⁺, with V = (I + αA)⁻¹.
+p = (2V − I) s, u⁺ = p + αc, z⁺ = prox_{αf}(u⁺), s⁺ = 2z⁺ − u⁺ + αc = 2z⁺ − p, with V = (I + αA)⁻¹. Adding αc before
+the reflection and after it, instead of 2αVc after it, makes a resolvent per step all that a solve costs.
 """
 
 from __future__ import annotations
@@ -48,32 +49,33 @@ class DouglasRachford(PeacemanRachford):
 
 
 class _PeacemanRachford(Iteration):
-    """t and u take turns in two tensors, z has a third: a step allocates nothing of the size of a state.
+    """s and p take turns in two tensors, z has a third: a step allocates nothing of the size of a state.
 
-    Those of t and u are lent: a carry is valid as long as its iteration lives.
+    Those of s and p are lent: a carry is valid as long as its iteration lives.
     """
 
     def __init__(self, problem: Inclusion, alpha: float) -> None:
         self.problem, self.alpha = problem, alpha
         self.resolvent = problem.operator.resolvent(alpha)
-        # 2αVc = α((2V − I)c + c)
-        self.shift = self.resolvent.reflect(problem.source, problem.source, lend(self, problem.source)).mul_(alpha)
-        # r = (A − I/α)(z⁺ − w) and z⁺ − w = (t⁺ − t)/2
+        source = problem.operator.arranged(problem.source)
+        self.shift = torch.mul(source, alpha, out=lend(self, source))
+        # r = (A − I/α)(z⁺ − Vs) and z⁺ − Vs = (s⁺ − s)/2
         self.rate = problem.operator.distance_bound(1 / alpha) / 2
-        self.z = torch.empty_like(self.shift)
-        self.spare = lend(self, self.shift)
+        self.z = torch.empty_like(source)
+        self.spare = lend(self, source)
 
     def init(self, guess: Tensor | None) -> Tensor:
         if guess is None:
-            # The state after one step from t = 0, which needs no product.
-            z = self.problem.prox.prox(self.shift, self.alpha, self.z)
-            return torch.lerp(self.shift, z, 2.0, out=lend(self, self.shift))
-        return guess - self.alpha * (self.problem.source - self.problem.operator.apply(guess))
+            # Where A = I/α, the solution is prox_{αf}(αc), with u = αc and s = 2z.
+            return self.problem.prox.prox(self.shift, self.alpha, lend(self, self.shift)).mul_(2)
+        # u = z + α(c − Az), so s = z + αAz.
+        return torch.add(guess, self.problem.operator.apply(guess), alpha=self.alpha)
 
     def step(self, carry: Tensor) -> State:
-        u = self.resolvent.reflect(carry, self.shift, self.spare)
-        z = self.problem.prox.prox(u, self.alpha, self.z)
-        following = torch.lerp(u, z, 2.0, out=u)
+        p = self.resolvent.reflect(carry, self.spare)
+        u = torch.add(p, self.shift, out=self.z)
+        z = self.problem.prox.prox(u, self.alpha, out=u)
+        following = torch.lerp(p, z, 2.0, out=p)
         self.spare = carry.sub_(following)
         return State(following, z, self.rate * self.problem.operator.norm(self.spare))
 

@@ -75,30 +75,42 @@ def test_resolvent_inverts(operator: str, dtype: torch.dtype) -> None:
 @everywhere
 @all_dtypes
 def test_resolvent_adjoint_and_reflection(operator: str, dtype: torch.dtype) -> None:
-    """The adjoint resolvent is Vᵀ and that of Aᵀ; reflect(v, s) = 2Vv − v + s."""
+    """The adjoint resolvent is Vᵀ and that of Aᵀ; reflect(v) = 2Vv − v."""
     A = OPERATORS[operator](dtype)
     alpha = A.typical_step
     V, x, y = A.resolvent(alpha), states(A), states(A)
     rounding = 20 * torch.finfo(dtype).eps * float(1 + V(x).norm() + V.adjoint(x).norm()) * float(y.norm())
     assert abs(float((x * V(y)).sum() - (V.adjoint(x) * y).sum())) < rounding
     torch.testing.assert_close(V.adjoint(x), A.adjoint.resolvent(alpha)(x), rtol=0, atol=rounding)
-    torch.testing.assert_close(V.reflect(x, y), 2 * V(x) - x + y, rtol=0, atol=rounding)
-    torch.testing.assert_close(V.adjoint.reflect(x, y), 2 * V.adjoint(x) - x + y, rtol=0, atol=rounding)
+    torch.testing.assert_close(V.reflect(x), 2 * V(x) - x, rtol=0, atol=rounding)
+    torch.testing.assert_close(V.adjoint.reflect(x), 2 * V.adjoint(x) - x, rtol=0, atol=rounding)
 
 
 @everywhere
 @all_dtypes
 def test_reflection_into_given_memory(operator: str, dtype: torch.dtype) -> None:
-    """The same bits, whatever the memory held and however it lies; v and the shift are left alone."""
+    """The same bits, whatever the memory held and however it lies; v is left alone."""
     A = OPERATORS[operator](dtype)
-    v, shift = states(A), states(A)
-    copies = v.clone(), shift.clone()
+    v = states(A)
+    copy = v.clone()
     for V in (A.resolvent(A.typical_step), A.resolvent(A.typical_step).adjoint):
-        expected = V.reflect(v, shift)
+        expected = V.reflect(v)
         for memory in (torch.full_like(v, math.nan), torch.full_like(expected, math.nan)):
-            assert torch.equal(V.reflect(v, shift, memory), expected)
-    assert torch.equal(v, copies[0])
-    assert torch.equal(shift, copies[1])
+            assert torch.equal(V.reflect(v, memory), expected)
+    assert torch.equal(v, copy)
+
+
+@everywhere
+@all_dtypes
+def test_arranged_states(operator: str, dtype: torch.dtype) -> None:
+    """`arranged` changes no value, and where it has nothing to do it copies nothing."""
+    A = OPERATORS[operator](dtype)
+    v = states(A)
+    once = A.arranged(v)
+    assert torch.equal(once, v)
+    assert A.arranged(once).data_ptr() == once.data_ptr()
+    assert A.adjoint.arranged(once).data_ptr() == once.data_ptr()
+    assert A.resolvent(A.typical_step).reflect(once).stride() == once.stride()
 
 
 @everywhere
