@@ -94,7 +94,7 @@ class ReLU(Activation):
         return torch.where(v > 0, v, v / alpha)
 
     def derivative_at(self, z: Tensor) -> Tensor:
-        return (z > 0).to(z.dtype)
+        return z.sign()  # z ≥ 0
 
     def prox(self, v: Tensor, alpha: float, out: Tensor | None = None) -> Tensor:
         return v.relu() if out is None else torch.clamp_min(v, 0, out=out)

@@ -18,7 +18,7 @@ from mondeq.parameterizations.base import StronglyMonotone, check_count, flat_in
 from splitting import verified
 from splitting.errors import InvalidArgument
 from splitting.operators.multiscale import Layout
-from splitting.operators.torus import Torus, stacked
+from splitting.operators.torus import Torus, as_complex, stacked
 
 
 class _Convolutional(StronglyMonotone):
@@ -78,7 +78,7 @@ class _Convolutional(StronglyMonotone):
         return verified.spectral_norm(stacked(symbol), perturbation=rounding)
 
     def input_norm_estimate(self, scale: Tensor) -> Tensor:
-        symbol = Torus(*self.size).symbol(self._scaled_input(scale.to(self.U), self.U))
+        symbol = as_complex(Torus(*self.size).symbol(self._scaled_input(scale.to(self.U), self.U)))
         gram = symbol.mH @ symbol if self.in_channels <= len(self.U) else symbol @ symbol.mH
         return torch.linalg.eigvalsh(gram)[:, -1].amax().clamp_min(0).sqrt()
 

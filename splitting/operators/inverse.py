@@ -12,9 +12,11 @@ from splitting.errors import ResolventError
 
 # Up to this order the library's inverse of one matrix is as fast as matrix products make ours.
 _ORDER = 128
-# Up to this order stacks are inverted by elimination, all matrices at once. The library's batched LU is not used: with
-# several threads it is silently wrong in some builds of torch from order 150 on, and slow on a busy machine before.
-_STACK_ORDER = 16
+# For stacks the library's inverse is slow beyond this order, and from order 150 on, with several threads, it is silently
+# wrong in some builds of torch.
+_STACK_ORDER = 8
+# Entries of the stack that is inverted at a time on a CPU: what is done to it stays in a cache.
+_CHUNK_ENTRIES = 2**20
 
 
 def block_inverse(matrix: Tensor) -> Tensor:
@@ -26,10 +28,8 @@ def block_inverse(matrix: Tensor) -> Tensor:
     (Golub & Van Loan, Matrix Computations, §4.2). The result is to be verified, as `verify_inverse` does.
     """
     n = matrix.shape[-1]
-    if matrix.ndim == 2 and n <= _ORDER:
+    if n <= (_ORDER if matrix.ndim == 2 else _STACK_ORDER):
         return torch.linalg.inv_ex(matrix).inverse
-    if n <= _STACK_ORDER:
-        return _eliminated(matrix)
     h = n // 2
     p = block_inverse(matrix[..., :h, :h])
     below, right = matrix[..., h:, :h] @ p, p @ matrix[..., :h, h:]
@@ -43,18 +43,20 @@ def block_inverse(matrix: Tensor) -> Tensor:
     return result
 
 
-def _eliminated(matrix: Tensor) -> Tensor:
-    """Inverse of matrices (…, n, n) by Gauss–Jordan elimination without pivoting, one column of all at a time."""
-    result = matrix.clone()
-    for k in range(matrix.shape[-1]):
-        pivot = result[..., k, k].reciprocal()
-        row = result[..., k, :] * pivot[..., None]
-        row[..., k] = pivot
-        column = result[..., :, k].clone()
-        column[..., k] = -1
-        result[..., :, k] = 0
-        result[..., k, :] = 0
-        result.sub_(column[..., :, None] * row[..., None, :])
+def complex_inverse(symbol: Tensor) -> Tensor:
+    """Inverse of complex matrices R + iJ by real arithmetic; (count, 2n, n), R above J, and so is the result.
+
+    It is X + iY with X = (R + J R⁻¹ J)⁻¹ and Y = −R⁻¹ J X. Stable where `block_inverse` is: this eliminates blocks of
+    the real form [[R, −J], [J, R]], whose symmetric part is at least I where that of R + iJ is.
+    """
+    n = symbol.shape[2]
+    result = torch.empty_like(symbol)
+    size = max(_CHUNK_ENTRIES // (n * n), 1) if symbol.device.type == "cpu" else len(symbol)
+    for chunk, inverse in zip(symbol.split(size), result.split(size), strict=True):
+        real, imaginary = chunk[:, :n], chunk[:, n:]
+        moved = block_inverse(real) @ imaginary
+        inverse[:, :n] = block_inverse(torch.baddbmm(real, imaginary, moved))
+        inverse[:, n:] = (moved @ inverse[:, :n]).neg_()
     return result
 
 

@@ -21,8 +21,8 @@ from torch.nn import functional
 from splitting import verified
 from splitting.errors import InvalidArgument, InvalidType
 from splitting.operators.base import AdjointView, Operator, Resolvent, is_transformed
-from splitting.operators.inverse import block_inverse, verify_inverse
-from splitting.operators.torus import Torus, stacked
+from splitting.operators.inverse import complex_inverse, verify_inverse
+from splitting.operators.torus import Torus, adjoint, stacked
 from splitting.scratch import may_overwrite, scratch
 
 Spectra = list[Tensor]
@@ -93,29 +93,17 @@ def _joined(field: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Symbols:
-    """What the kernels are in the frequency domain, tier by tier: complex (frequencies, n_out, n_in)."""
+    """What the kernels are in the frequency domain, tier by tier: the stacked F and D, and the symbols of A_ii."""
 
     F: Spectra
     D: Spectra
     A: Spectra
 
     @cached_property
-    def stacked_F(self) -> Spectra:
-        return _stacked(self.F)
-
-    @cached_property
-    def stacked_D(self) -> Spectra:
-        return _stacked(self.D)
-
-    @cached_property
     def stacked_A(self) -> Spectra:
-        return _stacked(self.A)
-
-
-def _stacked(symbols: Spectra) -> Spectra:
-    # They are kept with the symbols: made under inference mode they could not be saved for a backward pass.
-    with torch.inference_mode(False):
-        return [stacked(s) for s in symbols]
+        # They are kept with the symbols: made under inference mode they could not be saved for a backward pass.
+        with torch.inference_mode(False):
+            return [stacked(s) for s in self.A]
 
 
 class MultiscaleOperator(Operator):
@@ -156,12 +144,12 @@ class MultiscaleOperator(Operator):
 
     def apply(self, z: Tensor) -> Tensor:
         symbols = self._symbols()
-        links = [_Link(symbols.stacked_D[i], symbols.stacked_F[i + 1].mT, i) for i in range(len(symbols.D))]
+        links = [_Link(symbols.D[i], symbols.F[i + 1].mT, i) for i in range(len(symbols.D))]
         return self._multiply(symbols.stacked_A, links, z)
 
     def _apply_adjoint(self, z: Tensor) -> Tensor:
         symbols = self._symbols()
-        links = [_Link(symbols.stacked_F[i + 1], symbols.stacked_D[i].mT, i, up=True) for i in range(len(symbols.D))]
+        links = [_Link(symbols.F[i + 1], symbols.D[i].mT, i, up=True) for i in range(len(symbols.D))]
         return self._multiply([s.mT for s in symbols.stacked_A], links, z)
 
     def _multiply(self, diagonal: Spectra, links: list[_Link], z: Tensor) -> Tensor:
@@ -186,10 +174,10 @@ class MultiscaleOperator(Operator):
         down, up = [], []
         for i in range(len(symbols.D)):
             # What leaves a tier is D V x or, in the adjoint, F Vᵀ x: one product instead of two.
-            leaving = stacked(2 * alpha * symbols.D[i] @ inverses[i])
-            down.append(_Link(leaving, symbols.stacked_F[i + 1].mT, i))
-            rising = stacked(2 * alpha * symbols.F[i + 1] @ inverses[i + 1].mH)
-            up.append(_Link(rising, symbols.stacked_D[i].mT, i, up=True))
+            leaving = stacked((symbols.D[i] @ inverses[i]).mul_(2 * alpha))
+            down.append(_Link(leaving, symbols.F[i + 1].mT, i))
+            rising = stacked((symbols.F[i + 1] @ adjoint(inverses[i + 1])).mul_(2 * alpha))
+            up.append(_Link(rising, symbols.D[i].mT, i, up=True))
         return _Substitution(self, [_cayley(inverse) for inverse in inverses], down, up)
 
     @property
@@ -210,8 +198,8 @@ class MultiscaleOperator(Operator):
             return diagonal
         relative = exact._symbol_rounding(torch.float64)
         sizes = exact._kernel_sizes()
-        F = [_norm(s, relative * f) for s, (f, _, _) in zip(symbols.F, sizes, strict=True)]
-        D = [_norm(s, relative * d) for s, (_, _, d) in zip(symbols.D, sizes, strict=False)]
+        F = [_norm(_unstacked(s), relative * f) for s, (f, _, _) in zip(symbols.F, sizes, strict=True)]
+        D = [_norm(_unstacked(s), relative * d) for s, (_, _, d) in zip(symbols.D, sizes, strict=False)]
         return verified.round_up(diagonal + max(2 * f * d for f, d in zip(F[1:], D, strict=True)))
 
     @property
@@ -220,8 +208,8 @@ class MultiscaleOperator(Operator):
             symbols = self._symbols()
             squares = sum(_squared_size(t, s) for t, s in zip(self._layout.toruses, symbols.A, strict=True))
             for i, D in enumerate(symbols.D):
-                largest = torch.linalg.matrix_norm(symbols.F[i + 1]).amax().square()
-                squares = squares + 4 * largest * _squared_size(self._layout.toruses[i], D)
+                largest = _frobenius(_unstacked(symbols.F[i + 1])).amax().square()
+                squares = squares + 4 * largest * _squared_size(self._layout.toruses[i], _unstacked(D))
             return math.sqrt(float(squares))
 
         return self._cached("frobenius", compute)
@@ -238,7 +226,8 @@ class MultiscaleOperator(Operator):
         def compute() -> float:
             symbols = self._symbols()
             diagonal = torch.stack([_two_norm_bound(s, shift) for s in symbols.A]).amax()
-            links = [2 * _two_norm_bound(symbols.F[i + 1]) * _two_norm_bound(D) for i, D in enumerate(symbols.D)]
+            F, D = ([_two_norm_bound(_unstacked(s)) for s in pair] for pair in (symbols.F[1:], symbols.D))
+            links = [2 * f * d for f, d in zip(F, D, strict=True)]
             return float(diagonal + torch.stack(links).amax() if links else diagonal)
 
         return self._cached(("distance_bound", shift), compute)
@@ -297,20 +286,20 @@ class MultiscaleOperator(Operator):
         F_parts, D_parts, G_gradients = [], [], []
         for i, torus in enumerate(toruses):
             P = torus.correlate(qs[i], zs[i])
-            H = P + P.mH
+            H = P + adjoint(P)
             F_parts.append(symbols.F[i] @ H)
             skew = torus.kernel_gradient(P, G[i])
             G_gradients.append(skew - _transposed(skew))
             if i < len(D):
                 D_parts.append(symbols.D[i] @ H)
-            m_gradient = m_gradient + P.real.diagonal(dim1=1, dim2=2).sum()
+            m_gradient = m_gradient + P.diagonal(dim1=1, dim2=2).sum(1) @ torus.weights(P)
         for i in range(len(D)):
             # 2⟨F q_{i+1}, D z_i⟩
             upper, lower = toruses[i], toruses[i + 1]
-            below = layout.descend(i, upper.synthesise(_product("emitted", symbols.stacked_D[i], zs[i])))
+            below = layout.descend(i, upper.synthesise(_product("emitted", symbols.D[i], zs[i])))
             correlation = lower.correlate(_analysed("moved", lower, below), qs[i + 1])
             F_parts[i + 1] = F_parts[i + 1] + 2 * correlation
-            above = layout.ascend(i, lower.synthesise(_product("emitted", symbols.stacked_F[i + 1], qs[i + 1])))
+            above = layout.ascend(i, lower.synthesise(_product("emitted", symbols.F[i + 1], qs[i + 1])))
             correlation = upper.correlate(_analysed("moved", upper, above), zs[i])
             D_parts[i] = D_parts[i] + 2 * correlation
         return (
@@ -334,14 +323,13 @@ class MultiscaleOperator(Operator):
     def _transform_kernels(self) -> _Symbols:
         m, F, G, D = self._kernels()
         toruses = self._layout.toruses
-        same = [t.symbol(f) for t, f in zip(toruses, F, strict=True)]
-        skew = [t.symbol(g - _transposed(g)) for t, g in zip(toruses, G, strict=True)]
-        down = [t.symbol(d, stride=2) for t, d in zip(toruses, D, strict=False)]
+        same = [stacked(t.symbol(f)) for t, f in zip(toruses, F, strict=True)]
+        down = [stacked(t.symbol(d, stride=2)) for t, d in zip(toruses, D, strict=False)]
         diagonal = []
-        for i, (f, s) in enumerate(zip(same, skew, strict=True)):
-            block = torch.baddbmm(s, f.mH, f)
-            block = torch.baddbmm(block, down[i].mH, down[i]) if i < len(down) else block
-            diagonal.append(block + m * torch.eye(block.shape[1], dtype=m.dtype, device=m.device))
+        for i, (torus, f, g) in enumerate(zip(toruses, same, G, strict=True)):
+            block = torch.baddbmm(torus.symbol(g - _transposed(g) + m * _centre(g)), f.mT, _unstacked(f))
+            block = torch.baddbmm(block, down[i].mT, _unstacked(down[i])) if i < len(down) else block
+            diagonal.append(block)
         return _Symbols(same, down, diagonal)
 
     def norm(self, z: Tensor) -> Tensor:
@@ -405,7 +393,7 @@ class ConvolutionOperator(MultiscaleOperator):
             exact = self.double()
             F = exact._symbols().F[0]
             error = exact._symbol_errors(torch.float64)[0]
-            least = min(verified.smallest_eigenvalue(stacked(f.mH @ f), perturbation=error) for f in F.split(_CHUNK))
+            least = min(verified.smallest_eigenvalue(f.mT @ f, perturbation=error) for f in F.split(_CHUNK))
             return max(verified.round_down(float(self.tensors[0].detach()) + least), float(self.tensors[0].detach()))
 
         return self._cached("strong_monotonicity", prove)
@@ -495,12 +483,11 @@ class _Substitution(Resolvent):
         for i in self.order:
             spectra[i] = _analysed(f"state {i}", toruses[i], fields[i])
             link = self.links.get(i)
-            received = None if link is None else link(layout, spectra[link.origin])
-            if received is not None:
-                spectra[i].sub_(received)
-            reflected = _product("reflected", self.cayley[i], spectra[i])
-            if received is not None:
-                reflected.sub_(received)
+            if link is None:
+                reflected = _product("reflected", self.cayley[i], spectra[i])
+            else:
+                received = link(layout, spectra[link.origin])
+                reflected = received.baddbmm_(self.cayley[i], spectra[i].sub_(received), beta=-1)
             toruses[i].synthesise(reflected, out=targets[i])
         return operator._unflat(result)
 
@@ -532,20 +519,39 @@ def _transposed(kernel: Tensor) -> Tensor:
     return kernel.transpose(0, 1).flip(2, 3)
 
 
+def _centre(kernel: Tensor) -> Tensor:
+    """The kernel of the identity, shaped like `kernel`."""
+    height, width = kernel.shape[2] // 2, kernel.shape[3] // 2
+    identity = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)[:, :, None, None]
+    return functional.pad(identity, (width, width, height, height))
+
+
+def _unstacked(matrices: Tensor) -> Tensor:
+    """The symbol of which these are the stacked matrices."""
+    return matrices[:, :, : matrices.shape[2] // 2]
+
+
 def _invert_symbol(symbol: Tensor, alpha: float) -> Tensor:
-    """(I + αÂ(ω))⁻¹ at every frequency, verified on a probe at every one."""
+    """(I + αÂ(ω))⁻¹ as a symbol, verified on a probe at every frequency."""
     shifted = alpha * symbol
     shifted.diagonal(dim1=1, dim2=2).add_(1)
-    inverse = block_inverse(shifted)
+    inverse = complex_inverse(shifted)
     ones = torch.ones(symbol.shape[:2], dtype=symbol.dtype, device=symbol.device)
-    verify_inverse(lambda v: (shifted @ v[..., None])[..., 0], lambda v: (inverse @ v[..., None])[..., 0], ones)
+    verify_inverse(lambda v: _times(shifted, v), lambda v: _times(inverse, v), ones)
     return inverse
 
 
+def _times(symbol: Tensor, v: Tensor) -> Tensor:
+    """The symbol times one vector (2n) per frequency, real part above imaginary part."""
+    n = symbol.shape[2]
+    parts = symbol @ v.view(-1, 2, n).mT
+    return torch.cat([parts[:, :n, 0] - parts[:, n:, 1], parts[:, n:, 0] + parts[:, :n, 1]], 1)
+
+
 def _cayley(inverse: Tensor) -> Tensor:
-    matrices = stacked(2 * inverse)
-    matrices.diagonal(dim1=1, dim2=2).sub_(1)
-    return matrices
+    """The stacked 2V − I for the symbol V, which is overwritten."""
+    inverse.mul_(2).diagonal(dim1=1, dim2=2).sub_(1)
+    return stacked(inverse)
 
 
 def _norm(symbol: Tensor, error: float) -> float:
@@ -555,17 +561,22 @@ def _norm(symbol: Tensor, error: float) -> float:
 
 def _two_norm_bound(symbol: Tensor, shift: float = 0.0) -> Tensor:
     """√(‖·‖₁‖·‖∞) ≥ ‖·‖₂ of symbol − shift·I, the largest over all frequencies."""
-    sizes = symbol.abs()
+    real, imaginary = symbol.chunk(2, 1)
+    squares = real.square().addcmul_(imaginary, imaginary)
     if shift:
-        diagonal = sizes.diagonal(dim1=1, dim2=2)
-        diagonal.copy_((symbol.diagonal(dim1=1, dim2=2) - shift).abs())
+        diagonal = real.diagonal(dim1=1, dim2=2) - shift
+        squares.diagonal(dim1=1, dim2=2).copy_(diagonal.square() + imaginary.diagonal(dim1=1, dim2=2).square())
+    sizes = squares.sqrt_()
     return (sizes.sum(1).amax(1) * sizes.sum(2).amax(1)).sqrt().amax()
 
 
 def _squared_size(torus: Torus, symbol: Tensor) -> Tensor:
     """Squared Frobenius norm of the map with this symbol."""
-    squares = torch.view_as_real(symbol).square().sum((1, 2, 3))
-    return (squares * torus.weights(squares)).sum() * (torus.height * torus.width)
+    return _frobenius(symbol).square() @ torus.weights(symbol) * (torus.height * torus.width)
+
+
+def _frobenius(symbol: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(symbol, dim=(1, 2))
 
 
 def _scalar(m: float | Tensor, like: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Shift-invariant maps on an h×w torus, in the frequency domain: X(ω) = Σ_y x(y) e^(−iω·y), one matrix per frequency.
 
 A field (h, w, n, batch) is transformed to (frequencies, 2n, batch): real parts above imaginary parts, on the half of
-the frequencies that determines a real signal. A symbol is what a convolution multiplies with there: a complex
-(n_out, n_in) matrix per frequency, or the real (2 n_out, 2 n_in) matrix [[Re, −Im], [Im, Re]] for stacked parts.
+the frequencies that determines a real signal. A symbol is what a convolution multiplies with there, a complex
+(n_out, n_in) matrix per frequency; it is kept in the same way, (frequencies, 2 n_out, n_in). `stacked` makes of it the
+real (2 n_out, 2 n_in) matrices [[Re, −Im], [Im, Re]] that multiply transforms and symbols.
 
 With `phases` = 2 each channel of a field holds one of the 2×2 interleaved sub-images of a torus of twice the size, so
 that subsampling by 2, which couples frequencies there, becomes shift-invariant here.
@@ -88,36 +89,31 @@ class Torus:
         return torch.mm(first, half, out=None if out is None else out.view(self.height, -1)).view(shape)
 
     def symbol(self, kernel: Tensor, *, stride: int = 1) -> Tensor:
-        """Complex (frequencies, n_out, n_in) of the correlation with `kernel` (out, in, k, k), k odd, centred.
+        """The symbol of the correlation with `kernel` (out, in, k, k), k odd, centred.
 
         n_in = phases² in; n_out = phases² out, or out where stride = phases subsamples the result.
         """
-        phases = self._tap_phases(kernel, stride)
         out, inner = kernel.shape[:2]
-        flat = kernel.reshape(out * inner, -1).mT
-        values = torch.complex(phases.real @ flat, phases.imag @ flat)
+        values = self._tap_phases(kernel, stride) @ kernel.reshape(out * inner, -1).mT
         values = values.view(self.frequencies, -1, self.phases**2, out, inner).transpose(2, 3)
         return values.reshape(self.frequencies, -1, self.phases**2 * inner)
 
     def kernel_gradient(self, symbol_gradient: Tensor, kernel: Tensor, *, stride: int = 1) -> Tensor:
-        """∂/∂kernel of Re Σ_ω ⟨H(ω), symbol(ω)⟩ for H = `symbol_gradient`: the adjoint of `symbol`."""
-        phases = self._tap_phases(kernel, stride)
+        """∂/∂kernel of Σ_ω weight(ω) Re ⟨H(ω), symbol(ω)⟩ for H = `symbol_gradient`, in the form of a symbol."""
         out, inner = kernel.shape[:2]
         values = symbol_gradient.view(self.frequencies, -1, out, self.phases**2, inner).transpose(2, 3)
-        flat = values.reshape(-1, out * inner)
-        gradient = phases.real.mT @ flat.real + phases.imag.mT @ flat.imag
-        return gradient.mT.reshape(kernel.shape)
+        phases = self._tap_phases(kernel, stride, weighted=True)
+        return (phases.mT @ values.reshape(-1, out * inner)).mT.reshape(kernel.shape)
 
     def correlate(self, q: Tensor, z: Tensor) -> Tensor:
-        """Complex (frequencies, n_q, n_z) with ⟨q, S z⟩ = Re Σ_ω ⟨correlate(ω), S(ω)⟩ for every symbol S.
+        """q̂ ẑᴴ summed over the batch, as a symbol: ⟨q, S z⟩ = Σ_ω weight(ω) Re ⟨correlate(ω), S(ω)⟩ for symbols S.
 
-        q, z: transforms (frequencies, 2n, batch). That is q ẑᴴ summed over the batch, weighted for the half spectrum.
+        q, z: transforms (frequencies, 2n, batch).
         """
         n, k = q.shape[1] // 2, z.shape[1] // 2
         products = _product(q, z.mT)
-        weights = self.weights(q)[:, None, None]
         real = products[:, :n, :k] + products[:, n:, k:]
-        return torch.complex(real * weights, (products[:, n:, :k] - products[:, :n, k:]) * weights)
+        return torch.cat([real, products[:, n:, :k] - products[:, :n, k:]], 1)
 
     def weights(self, like: Tensor) -> Tensor:
         """How much each kept frequency counts in a sum over all: 1/(hw), twice that where its mirror is not kept."""
@@ -134,9 +130,9 @@ class Torus:
             return verified.gamma(64 * math.ceil(math.log2(h * w)) + 64, dtype)
         return 2 * verified.gamma(2 * max(h, w) + 16, dtype) * ((h + 2) / math.sqrt(h) + 2 * math.sqrt(w))
 
-    def _tap_phases(self, kernel: Tensor, stride: int) -> Tensor:
+    def _tap_phases(self, kernel: Tensor, stride: int, *, weighted: bool = False) -> Tensor:
         sizes = (kernel.shape[2], kernel.shape[3])
-        return _tap_phases(self, sizes, stride, kernel.dtype, kernel.device)
+        return _tap_phases(self, sizes, stride, weighted, kernel.dtype, kernel.device)
 
     @property
     def _by_product(self) -> bool:
@@ -156,14 +152,26 @@ def _filled(out: Tensor, values: Tensor) -> Tensor:
 
 
 def stacked(symbol: Tensor) -> Tensor:
-    """The real matrices (frequencies, 2 n_out, 2 n_in) of a complex symbol."""
-    out, inner = symbol.shape[1:]
-    result = symbol.real.new_empty(len(symbol), 2, out, 2, inner)
-    result[:, 0, :, 0] = symbol.real
-    result[:, 0, :, 1] = -symbol.imag
-    result[:, 1, :, 0] = symbol.imag
-    result[:, 1, :, 1] = symbol.real
-    return result.view(len(symbol), 2 * out, 2 * inner)
+    """The real matrices (frequencies, 2 n_out, 2 n_in) that multiply with a symbol."""
+    count, rows, inner = symbol.shape
+    real, imaginary = symbol.view(count, 2, rows // 2, inner).unbind(1)
+    result = symbol.new_empty(count, 2, rows // 2, 2, inner)
+    result[:, :, :, 0] = symbol.view(count, 2, rows // 2, inner)
+    result[:, 0, :, 1] = -imaginary
+    result[:, 1, :, 1] = real
+    return result.view(count, rows, 2 * inner)
+
+
+def adjoint(symbol: Tensor) -> Tensor:
+    """The conjugate transposes, as a symbol."""
+    real, imaginary = symbol.chunk(2, 1)
+    return torch.cat([real.mT, -imaginary.mT], 1)
+
+
+def as_complex(symbol: Tensor) -> Tensor:
+    """The complex matrices (frequencies, n_out, n_in) of a symbol."""
+    real, imaginary = symbol.chunk(2, 1)
+    return torch.complex(real, imaginary)
 
 
 def _angles(frequencies: int, positions: Tensor, size: int) -> Tensor:
@@ -205,13 +213,17 @@ def _row_weights(height: int) -> Tensor:
 
 
 @_constant
-def _tap_phases(torus: Torus, sizes: tuple[int, int], stride: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Complex (frequencies · phases out · phases in, taps): what each tap contributes to a symbol."""
+def _tap_phases(
+    torus: Torus, sizes: tuple[int, int], stride: int, weighted: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """(frequencies · part · phases out · phases in, taps): what each tap gives to a symbol, times the weight or not."""
     rows = _axis_phases(torus.height, torus.rows, torus.phases, sizes[0], stride)
     columns = _axis_phases(torus.width, torus.width, torus.phases, sizes[1], stride)
     both = torch.einsum("fabt,gcdu->fgacbdtu", rows, columns)
-    complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
-    return both.reshape(-1, sizes[0] * sizes[1]).to(device, complex_dtype)
+    parts = torch.view_as_real(both).reshape(torus.frequencies, -1, sizes[0] * sizes[1], 2).permute(0, 3, 1, 2)
+    if weighted:
+        parts = parts * _weights(torus, torch.float64, torch.device("cpu"))[:, None, None, None]
+    return parts.reshape(-1, sizes[0] * sizes[1]).to(device, dtype)
 
 
 def _axis_phases(size: int, frequencies: int, phases: int, taps: int, stride: int) -> Tensor:

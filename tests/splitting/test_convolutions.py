@@ -355,7 +355,7 @@ def test_resolvent_undoes_the_forward_step(name: str, dtype: torch.dtype) -> Non
 def test_a_wrong_inverse_is_never_used(name: str, tier: int, frequency: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One entry off by a thousandth, at one frequency of one tier: the resolvent is refused before it is applied."""
     example = EXAMPLES[name]
-    genuine, calls = multiscale.block_inverse, []
+    genuine, calls = multiscale.complex_inverse, []
 
     def corrupted(matrix: Tensor) -> Tensor:
         inverse = genuine(matrix)
@@ -364,7 +364,7 @@ def test_a_wrong_inverse_is_never_used(name: str, tier: int, frequency: int, mon
             inverse[frequency, 0, 0] += 1e-3
         return inverse
 
-    monkeypatch.setattr(multiscale, "block_inverse", corrupted)
+    monkeypatch.setattr(multiscale, "complex_inverse", corrupted)
     problem = splitting.Inclusion(example.operator(), states(example.operator()), splitting.ReLU())
     with pytest.raises(splitting.ResolventError, match="wrong by"):
         splitting.solve(problem)
@@ -435,17 +435,25 @@ def test_symbol_is_the_convolution(phases: int, stride: int, sides: tuple[int, i
         pixels = batch.permute(2, 3, 1, 0)
         return as_complex(Torus(height, width).analyse(multiscale._interleaved(pixels) if parts == 2 else pixels))
 
-    found = t.symbol(kernel, stride=stride) @ spectrum(images, phases)
+    found = torus.as_complex(t.symbol(kernel, stride=stride)) @ spectrum(images, phases)
     close(found, spectrum(correlate(kernel, images, stride), phases // stride))
+
+
+def test_symbols_stand_for_complex_matrices() -> None:
+    """Stacked matrices multiply symbols, transposing them is what `adjoint` does."""
+    S, T = torch.randn(5, 6, 2, dtype=torch.float64), torch.randn(5, 4, 4, dtype=torch.float64)
+    close(torus.as_complex(torus.stacked(S) @ T), torus.as_complex(S) @ torus.as_complex(T))
+    close(torus.as_complex(torus.adjoint(S)), torus.as_complex(S).mH)
+    close(torus.stacked(torus.adjoint(S)), torus.stacked(S).mT)
 
 
 @pytest.mark.parametrize(("phases", "stride"), [(1, 1), (2, 1), (2, 2)])
 def test_kernel_gradient_is_the_adjoint_of_symbol(phases: int, stride: int) -> None:
-    """Re ⟨H, symbol(K)⟩ = ⟨kernel_gradient(H), K⟩."""
+    """Σ_ω weight(ω) Re ⟨H, symbol(K)⟩ = ⟨kernel_gradient(H), K⟩."""
     t, kernel = Torus(3, 4, phases), torch.randn(2, 3, 3, 5, dtype=torch.float64)
     symbol = t.symbol(kernel, stride=stride)
     H = torch.randn_like(symbol)
-    close((t.kernel_gradient(H, kernel, stride=stride) * kernel).sum(), (H.conj() * symbol).sum().real)
+    close((t.kernel_gradient(H, kernel, stride=stride) * kernel).sum(), (H * symbol).sum((1, 2)) @ t.weights(H))
 
 
 @toruses
@@ -455,8 +463,8 @@ def test_correlate_is_the_gradient_in_the_symbol(size: tuple[int, int]) -> None:
     kernel = torch.randn(2, 3, 1, 1, dtype=torch.float64)
     symbol = t.symbol(kernel)
     image = t.synthesise(torch.bmm(torus.stacked(symbol), t.analyse(z)))
-    products = t.correlate(t.analyse(q), t.analyse(z)).conj() * symbol
-    close(products.sum().real, (q * image).sum())
+    products = (t.correlate(t.analyse(q), t.analyse(z)) * symbol).sum((1, 2)) * t.weights(q)
+    close(products.sum(), (q * image).sum())
 
 
 # -- batches ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import splitting
 from splitting.operators.base import AdjointView
-from splitting.operators.inverse import block_inverse
+from splitting.operators.inverse import block_inverse, complex_inverse
 from tests.registry import DTYPES, OPERATORS, SMALL_OPERATORS, monotone
 from tests.splitting.problems import dense
 
@@ -279,19 +279,29 @@ def test_block_inverse(n: int) -> None:
     torch.testing.assert_close(block_inverse(matrix), torch.linalg.inv(matrix), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
+@all_dtypes
 @pytest.mark.parametrize("n", [1, 7, 33, 150, 177, 210])
-def test_block_inverse_of_a_stack(n: int, dtype: torch.dtype) -> None:
+def test_inverses_of_a_stack(n: int, dtype: torch.dtype) -> None:
     """With two threads, at orders where some batched factorisations are silently wrong, every matrix is inverted."""
     torch.set_num_threads(2)
     F, G = (torch.randn(3, n, n, dtype=torch.complex128) / n**0.5 for _ in range(2))
     exact = torch.eye(n) + F.mH @ F + G - G.mH
-    matrices = exact.to(dtype) if dtype.is_complex else exact.real.to(dtype)
-    inverses = block_inverse(matrices)
-    assert inverses.dtype == dtype
-    defect = matrices.to(exact.dtype) @ inverses.to(exact.dtype) - torch.eye(n)
-    # The norm of M is its condition, at most: that of its inverse is below 1.
-    assert (defect.norm(dim=(1, 2)) <= 20 * torch.finfo(dtype).eps * matrices.norm(dim=(1, 2))).all()
+    symbol = torch.cat([exact.real, exact.imag], 1).to(dtype)
+    real, imaginary = complex_inverse(symbol).double().chunk(2, 1)
+    for matrices, inverses in ((exact, torch.complex(real, imaginary)), (exact.real, block_inverse(symbol[:, :n]))):
+        defect = matrices @ inverses.to(matrices.dtype) - torch.eye(n)
+        # The norm of M is its condition, at most: that of its inverse is below 1.
+        assert (defect.norm(dim=(1, 2)) <= 20 * torch.finfo(dtype).eps * matrices.norm(dim=(1, 2))).all()
+
+
+@pytest.mark.parametrize(("count", "n"), [(1, 3), (700, 40), (2000, 33)])
+def test_a_long_stack_is_inverted_chunk_by_chunk(count: int, n: int) -> None:
+    """Every matrix of a stack, whatever its place in it, has the inverse it has alone."""
+    skew = torch.randn(count, 2 * n, n, dtype=torch.float64) / (4 * n**0.5)
+    symbol = skew + torch.eye(2 * n, n, dtype=torch.float64) * 2
+    inverse = complex_inverse(symbol)
+    for i in (0, count // 2, count - 1):
+        torch.testing.assert_close(inverse[i], complex_inverse(symbol[i : i + 1])[0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("entry", [math.nan, math.inf, -1.0], ids=["NaN", "inf", "singular"])
