@@ -12,8 +12,8 @@ from splitting.errors import ResolventError
 
 # Up to this order the library's inverse of one matrix is as fast as matrix products make ours.
 _ORDER = 128
-# For stacks the library's inverse is slow beyond this order, and from order 150 on, with several threads, it is silently
-# wrong in some builds of torch.
+# For stacks the library's inverse is slow beyond this order, and from order 150 on, with several threads, it can be
+# silently wrong.
 _STACK_ORDER = 8
 # Entries of the stack that is inverted at a time on a CPU: what is done to it stays in a cache.
 _CHUNK_ENTRIES = 2**20
