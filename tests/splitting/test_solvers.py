@@ -288,6 +288,28 @@ def test_tuned_solvers() -> None:
     assert splitting.ForwardBackward().tuned(A) == splitting.ForwardBackward()
 
 
+@each_operator
+def test_peaceman_rachford_applies_one_resolvent_per_step(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None to start with, and no product with A."""
+    problem = known(operator, "ReLU").problem
+    kind, calls = type(problem.operator.resolvent(0.3)), []
+    genuine = kind.reflect
+    monkeypatch.setattr(kind, "reflect", lambda *a, **k: calls.append("resolvent") or genuine(*a, **k))
+    monkeypatch.setattr(type(problem.operator), "apply", lambda *a: calls.append("product"))
+    attempt(problem, splitting.PeacemanRachford(0.3), max_steps=7)
+    assert calls == ["resolvent"] * 7
+
+
+@each_activation
+def test_peaceman_rachford_starts_at_the_solution_of_a_multiple_of_the_identity(activation: str) -> None:
+    """Where A = I/α one step confirms it."""
+    source, prox = torch.randn(3, 4, dtype=torch.float64), ACTIVATIONS[activation]((4,), torch.float64)
+    problem = splitting.Inclusion(splitting.DenseOperator(2 * torch.eye(4).double()), source, prox)
+    solution = attempt(problem, splitting.PeacemanRachford(0.5))
+    assert (solution.steps == 1).all()
+    assert (solution.error_bound <= 1e-9).all()
+
+
 @each_activation
 def test_douglas_rachford_is_the_average(activation: str) -> None:
     """One step is (t + T(t))/2 with T the step of Peaceman–Rachford; value and gap are those of T."""
