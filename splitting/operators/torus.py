@@ -37,14 +37,21 @@ def _constant(compute: Callable[..., T]) -> Callable[..., T]:
     return ordinary
 
 
-# Up to this side a transform is a matrix product into memory that is ready for the channel products, which beats the
-# fast transform with the permutations it needs.
-_LARGEST_PRODUCT = 64
+# Up to this side a transform is one matrix product, beyond it two with factors of the side. The result is ready for the
+# channel products, which beats the fast transform with the permutations it needs; that is for sides with a factor
+# larger than the second number.
+_LARGEST_SIDE, _LARGEST_FACTOR = 64, 256
+
+Stage = tuple[int, Tensor]
 
 
 @dataclass(frozen=True)
 class Torus:
-    """An h×w torus whose fields have `phases`² sub-images per image channel. height, width count field positions."""
+    """An h×w torus whose fields have `phases`² sub-images per image channel. height, width count field positions.
+
+    Of the first axis the frequencies are kept whose remainder modulo its first factor N₁ is at most N₁/2, of the second
+    all, in the order in which the matrix products of a transform leave them (`row_frequencies`, `column_frequencies`).
+    """
 
     height: int
     width: int
@@ -53,11 +60,20 @@ class Torus:
     @property
     def rows(self) -> int:
         """Number of frequencies kept of the first axis; the second keeps all."""
-        return self.height // 2 + 1
+        first, second = self._factors[0]
+        return (first // 2 + 1) * second
 
     @property
     def frequencies(self) -> int:
         return self.rows * self.width
+
+    @property
+    def row_frequencies(self) -> Tensor:
+        return _remainder_first(*self._factors[0])[: self.rows]
+
+    @property
+    def column_frequencies(self) -> Tensor:
+        return _remainder_first(*self._factors[1])
 
     def analyse(self, field: Tensor, out: Tensor | None = None) -> Tensor:
         """The transform of a field (h, w, n, batch), as (frequencies, 2n, batch); written to `out` if given."""
@@ -66,27 +82,19 @@ class Torus:
         if not self._by_product:
             parts = torch.view_as_real(torch.fft.rfft2(field, dim=(1, 0))).permute(0, 1, 4, 2, 3)
             return parts.reshape(shape) if out is None else _filled(out, parts)
-        first, second = _forward_matrices(self, field.dtype, field.device)
-        half = _product(first, field.reshape(self.height, -1)).view(self.rows, 2 * self.width, n * batch)
-        second = second.expand(self.rows, -1, -1)
-        if out is None:
-            return torch.bmm(second, half).view(shape)
-        torch.bmm(second, half, out=out.view(half.shape))
-        return out
+        result = _run(_forward_stages(self, field.dtype, field.device), field, out).view(shape)
+        return result if out is None else out
 
     def synthesise(self, spectrum: Tensor, out: Tensor | None = None) -> Tensor:
         """The field with this transform: `analyse` inverted; written to `out` if given."""
         batch, n = spectrum.shape[2], spectrum.shape[1] // 2
-        shape = (self.height, self.width, n, batch)
         if not self._by_product:
             parts = spectrum.view(self.rows, self.width, 2, n, batch)
             values = torch.complex(parts[:, :, 0], parts[:, :, 1])
             field = torch.fft.irfft2(values, s=(self.width, self.height), dim=(1, 0))
             return field if out is None else _filled(out, field)
-        first, second = _inverse_matrices(self, spectrum.dtype, spectrum.device)
-        columns = spectrum.reshape(self.rows, 2 * self.width, n * batch)
-        half = _product(second.expand(self.rows, -1, -1), columns).view(2 * self.rows, -1)
-        return torch.mm(first, half, out=None if out is None else out.view(self.height, -1)).view(shape)
+        stages = _inverse_stages(self, spectrum.dtype, spectrum.device)
+        return _run(stages, spectrum, out).view(self.height, self.width, n, batch)
 
     def symbol(self, kernel: Tensor, *, stride: int = 1) -> Tensor:
         """The symbol of the correlation with `kernel` (out, in, k, k), k odd, centred.
@@ -125,10 +133,11 @@ class Torus:
         For the matrix products it is proved, with Frobenius norms for those of the moduli. For the fast transform it is
         Higham's bound (2002, theorem 24.2) with room for radices other than 2, which is taken to hold for the library.
         """
-        h, w = self.height, self.width
         if not self._by_product:
-            return verified.gamma(64 * math.ceil(math.log2(h * w)) + 64, dtype)
-        return 2 * verified.gamma(2 * max(h, w) + 16, dtype) * ((h + 2) / math.sqrt(h) + 2 * math.sqrt(w))
+            return verified.gamma(64 * math.ceil(math.log2(self.height * self.width)) + 64, dtype)
+        (first, second), columns = self._factors
+        spread = (first + 2) / math.sqrt(first) + sum(2 * math.sqrt(f) for f in (second, *columns) if f > 1)
+        return 2 * verified.gamma(2 * max(first, *columns) + 16, dtype) * spread
 
     def _tap_phases(self, kernel: Tensor, stride: int, *, weighted: bool = False) -> Tensor:
         sizes = (kernel.shape[2], kernel.shape[3])
@@ -136,7 +145,41 @@ class Torus:
 
     @property
     def _by_product(self) -> bool:
-        return max(self.height, self.width) <= _LARGEST_PRODUCT
+        return max(_factors(self.height)[0], _factors(self.width)[0]) <= _LARGEST_FACTOR
+
+    @property
+    def _factors(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        if not self._by_product:
+            return (self.height, 1), (self.width, 1)
+        return _factors(self.height), _factors(self.width)
+
+
+def _factors(side: int) -> tuple[int, int]:
+    """(N₁, N₂) with N₁N₂ = side and N₁ ≥ N₂ as close as they can be; (side, 1) for a small side."""
+    second = 1 if side <= _LARGEST_SIDE else max(d for d in range(1, math.isqrt(side) + 1) if side % d == 0)
+    return side // second, second
+
+
+def _remainder_first(first: int, second: int) -> Tensor:
+    """The frequencies below first · second, k₁ + first · k₂ at place (k₁, k₂)."""
+    return (torch.arange(first)[:, None] + first * torch.arange(second)).flatten()
+
+
+def _run(stages: list[Stage], data: Tensor, out: Tensor | None) -> Tensor:
+    """`data` multiplied by one stage after the other, the last of which writes to `out` if given."""
+    for i, (count, matrices) in enumerate(stages):
+        data = data.reshape(count, matrices.shape[2], -1)
+        shape = (count, matrices.shape[1], data.shape[2])
+        memory = None
+        if i + 1 == len(stages):
+            memory = None if out is None else out.view(shape)
+        elif may_overwrite(data):
+            memory = scratch(f"stage {i % 2}", shape, data)
+        if count == 1:
+            data = torch.mm(matrices[0], data[0], out=None if memory is None else memory[0])
+        else:
+            data = torch.bmm(matrices.expand(count, -1, -1), data, out=memory)
+    return data
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -174,40 +217,61 @@ def as_complex(symbol: Tensor) -> Tensor:
     return torch.complex(real, imaginary)
 
 
-def _angles(frequencies: int, positions: Tensor, size: int) -> Tensor:
+def _angles(frequencies: Tensor, positions: Tensor, size: int) -> Tensor:
     """2π·frequency·position/size in float64, reduced exactly before it is multiplied by π; (frequencies, positions)."""
-    index = torch.arange(frequencies)[:, None] * positions[None]
-    return (index % size).double() * (2 * math.pi / size)
+    return (frequencies[:, None] * positions % size).double() * (2 * math.pi / size)
 
 
-@_constant
-def _forward_matrices(torus: Torus, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows (2 rows, h): real and imaginary part of each frequency; columns (2w, 2w): from (part, x) to (ω, part)."""
-    angle = _angles(torus.rows, torch.arange(torus.height), torus.height)
-    first = torch.stack([angle.cos(), -angle.sin()], dim=1).flatten(0, 1)
-    angle = _angles(torus.width, torch.arange(torus.width), torus.width)
+def _complex_stage(angle: Tensor) -> Tensor:
+    """(…, F, P) angles as real matrices (…, 2F, 2P) from (part, position) to (frequency, part)."""
     cos, sin = angle.cos(), angle.sin()
-    second = torch.stack([torch.cat([cos, sin], 1), torch.cat([-sin, cos], 1)], dim=1).flatten(0, 1)
-    return first.to(device, dtype), second.to(device, dtype)
+    return torch.stack([torch.cat([cos, sin], -1), torch.cat([-sin, cos], -1)], dim=-2).flatten(-3, -2)
+
+
+def _stages(torus: Torus) -> list[Stage]:
+    """The matrices (count or 1, p, q) of the transform, each applied to what is then seen as (count, q, all else).
+
+    A side N₁N₂ is transformed over n₁ of n = N₂n₁ + n₂, then over n₂ with what depends on both (Cooley & Tukey 1965):
+    X(k₁ + N₁k₂) = Σ_{n₂} e^(−2πi n₂(k₁ + N₁k₂)/N) Σ_{n₁} e^(−2πi n₁k₁/N₁) x(N₂n₁ + n₂).
+    """
+    (h1, h2), (w1, w2) = torus._factors
+    angle = _angles(torch.arange(h1 // 2 + 1), torch.arange(h1), h1)
+    stages = [(1, torch.stack([angle.cos(), -angle.sin()], dim=1).flatten(0, 1)[None])]
+    if h2 > 1:
+        angle = _angles(torus.row_frequencies, torch.arange(h2), torus.height).view(-1, h2, h2)
+        stages.append((len(angle), _complex_stage(angle)))
+    stages.append((torus.rows, _complex_stage(_angles(torch.arange(w1), torch.arange(w1), w1))[None]))
+    if w2 > 1:
+        angle = _angles(torus.column_frequencies, torch.arange(w2), torus.width).view(-1, w2, w2)
+        stages.append((torus.rows * w1, _complex_stage(angle).repeat(torus.rows, 1, 1)))
+    return stages
 
 
 @_constant
-def _inverse_matrices(torus: Torus, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    first, second = _forward_matrices(torus, torch.float64, torch.device("cpu"))
-    weights = _row_weights(torus.height).repeat_interleave(2) / (torus.height * torus.width)
-    return (first.mT * weights).to(device, dtype).contiguous(), second.mT.to(device, dtype).contiguous()
+def _forward_stages(torus: Torus, dtype: torch.dtype, device: torch.device) -> list[Stage]:
+    return [(count, matrices.to(device, dtype)) for count, matrices in _stages(torus)]
+
+
+@_constant
+def _inverse_stages(torus: Torus, dtype: torch.dtype, device: torch.device) -> list[Stage]:
+    (_, first), *others = _stages(torus)
+    weights = _row_weights(torus._factors[0][0]).repeat_interleave(2) / (torus.height * torus.width)
+    backwards = [*others[::-1], (1, first * weights[:, None])]
+    return [(count, matrices.mT.to(device, dtype).contiguous()) for count, matrices in backwards]
 
 
 @_constant
 def _weights(torus: Torus, dtype: torch.dtype, device: torch.device) -> Tensor:
-    weights = _row_weights(torus.height)[:, None].expand(-1, torus.width) / (torus.height * torus.width)
-    return weights.flatten().to(device, dtype)
+    first, second = torus._factors[0]
+    weights = _row_weights(first).repeat_interleave(second * torus.width) / (torus.height * torus.width)
+    return weights.to(device, dtype)
 
 
-def _row_weights(height: int) -> Tensor:
-    weights = torch.full((height // 2 + 1,), 2.0, dtype=torch.float64)
+def _row_weights(first: int) -> Tensor:
+    """How many frequencies of a real signal those with remainder 0, …, ⌊first/2⌋ stand for: themselves and mirrors."""
+    weights = torch.full((first // 2 + 1,), 2.0, dtype=torch.float64)
     weights[0] = 1
-    if height % 2 == 0:
+    if first % 2 == 0:
         weights[-1] = 1
     return weights
 
@@ -217,8 +281,8 @@ def _tap_phases(
     torus: Torus, sizes: tuple[int, int], stride: int, weighted: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """(frequencies · part · phases out · phases in, taps): what each tap gives to a symbol, times the weight or not."""
-    rows = _axis_phases(torus.height, torus.rows, torus.phases, sizes[0], stride)
-    columns = _axis_phases(torus.width, torus.width, torus.phases, sizes[1], stride)
+    rows = _axis_phases(torus.height, torus.row_frequencies, torus.phases, sizes[0], stride)
+    columns = _axis_phases(torus.width, torus.column_frequencies, torus.phases, sizes[1], stride)
     both = torch.einsum("fabt,gcdu->fgacbdtu", rows, columns)
     parts = torch.view_as_real(both).reshape(torus.frequencies, -1, sizes[0] * sizes[1], 2).permute(0, 3, 1, 2)
     if weighted:
@@ -226,10 +290,10 @@ def _tap_phases(
     return parts.reshape(-1, sizes[0] * sizes[1]).to(device, dtype)
 
 
-def _axis_phases(size: int, frequencies: int, phases: int, taps: int, stride: int) -> Tensor:
+def _axis_phases(size: int, frequencies: Tensor, phases: int, taps: int, stride: int) -> Tensor:
     """(frequencies, phases out, phases in, taps): e^(iΩΔ) where tap d leads from fine position a to phase b of the
     coarse position Δ away, a + d = b + phases·Δ; 0 where it leads to another phase."""
-    result = torch.zeros(frequencies, phases // stride, phases, taps, dtype=torch.complex128)
+    result = torch.zeros(len(frequencies), phases // stride, phases, taps, dtype=torch.complex128)
     for a in range(phases // stride):
         for tap in range(taps):
             offset = a + tap - taps // 2

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -99,16 +99,29 @@ EXAMPLES = CONVOLUTIONS | MULTISCALES
 
 everywhere = pytest.mark.parametrize("name", EXAMPLES)
 all_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-toruses = pytest.mark.parametrize("size", [(1, 1), (1, 4), (2, 2), (3, 5), (4, 7), (6, 6)], ids=str)
+toruses = pytest.mark.parametrize("size", [(1, 1), (1, 4), (2, 2), (3, 5), (4, 7), (6, 6), (9, 12)], ids=str)
 
 
-@pytest.fixture(params=["matrix products", "fast transform"])
-def _transform(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "fast transform":
-        monkeypatch.setattr(torus, "_LARGEST_PRODUCT", 0)
+LIMITS = {"one product per side": (64, 256), "two products per side": (1, 256), "fast transform": (64, 0)}
 
 
-both_transforms = pytest.mark.usefixtures("_transform")
+@pytest.fixture(params=LIMITS)
+def _transform(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What sides of any size are transformed by."""
+
+    def forget() -> None:
+        for constant in (torus._weights, torus._tap_phases, torus._forward_stages, torus._inverse_stages):
+            constant.cache_clear()
+
+    side, factor = LIMITS[request.param]
+    monkeypatch.setattr(torus, "_LARGEST_SIDE", side)
+    monkeypatch.setattr(torus, "_LARGEST_FACTOR", factor)
+    forget()
+    yield
+    forget()
+
+
+all_transforms = pytest.mark.usefixtures("_transform")
 
 
 def flat(tiers: Sequence[Tensor]) -> Tensor:
@@ -135,7 +148,7 @@ def check(actual: Tensor, expected: Tensor, *, condition: float = 1.0) -> None:
 
 @everywhere
 @all_dtypes
-@both_transforms
+@all_transforms
 def test_apply_and_adjoint_are_spatial_convolutions(name: str, dtype: torch.dtype) -> None:
     """Entry by entry, and within the proved rounding."""
     A, M = EXAMPLES[name].operator(dtype), EXAMPLES[name].matrix()
@@ -147,7 +160,7 @@ def test_apply_and_adjoint_are_spatial_convolutions(name: str, dtype: torch.dtyp
 
 
 @everywhere
-@both_transforms
+@all_transforms
 def test_pairing_gradient_is_that_of_spatial_convolutions(name: str) -> None:
     """∂⟨q, A z⟩/∂t for m and every kernel, also through the adjoint."""
     A = EXAMPLES[name].operator()
@@ -324,7 +337,7 @@ ALPHAS = (1e-3, 0.3, 4.0)
 
 @everywhere
 @all_dtypes
-@both_transforms
+@all_transforms
 def test_resolvent_is_the_inverse(name: str, dtype: torch.dtype) -> None:
     """V and its adjoint against the inverse of the explicit matrix."""
     A, M = EXAMPLES[name].operator(dtype), EXAMPLES[name].matrix()
@@ -388,11 +401,12 @@ def close(actual: object, expected: object) -> None:
 
 
 @toruses
-@both_transforms
+@all_transforms
 def test_analyse_is_the_fourier_transform(size: tuple[int, int]) -> None:
     """On the half of the frequencies that is kept, into new memory and into given memory."""
     x, t = field(size), Torus(*size)
-    expected = torch.fft.fft2(x.to(torch.complex128), dim=(0, 1))[: t.rows].flatten(0, 1)
+    whole = torch.fft.fft2(x.to(torch.complex128), dim=(0, 1))
+    expected = whole[t.row_frequencies][:, t.column_frequencies].flatten(0, 1)
     found = t.analyse(x)
     close(as_complex(found), expected)
     memory = torch.full_like(found, math.nan)
@@ -401,7 +415,7 @@ def test_analyse_is_the_fourier_transform(size: tuple[int, int]) -> None:
 
 
 @toruses
-@both_transforms
+@all_transforms
 def test_synthesise_inverts_analyse(size: tuple[int, int]) -> None:
     """Into new memory and into given memory."""
     x, t = field(size), Torus(*size)
@@ -412,7 +426,21 @@ def test_synthesise_inverts_analyse(size: tuple[int, int]) -> None:
     close(memory, x)
 
 
+@pytest.mark.parametrize("size", [(66, 5), (3, 70), (67, 2), (2, 514)], ids=str)
+def test_large_sides(size: tuple[int, int]) -> None:
+    """Two products, one for a prime side, the fast transform for one that is twice a large prime."""
+    x, t = field(size, n=1, batch=1), Torus(*size)
+    whole = torch.fft.fft2(x.to(torch.complex128), dim=(0, 1))
+    spectrum = t.analyse(x)
+    torch.testing.assert_close(
+        as_complex(spectrum), whole[t.row_frequencies][:, t.column_frequencies].flatten(0, 1), rtol=0, atol=1e-10
+    )
+    close(t.synthesise(spectrum), x)
+    assert t.rows <= 1.1 * size[0] / 2 + 1
+
+
 @toruses
+@all_transforms
 def test_parseval(size: tuple[int, int]) -> None:
     """Σ weight(ω) x̂(ω)ᴴ ŷ(ω) = ⟨x, y⟩, and the kept frequencies stand for all hw of them."""
     x, y, t = field(size), field(size), Torus(*size)
@@ -424,6 +452,7 @@ def test_parseval(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(("phases", "stride"), [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize("sides", [(1, 1), (3, 3), (5, 3)], ids=str)
+@all_transforms
 def test_symbol_is_the_convolution(phases: int, stride: int, sides: tuple[int, int]) -> None:
     """Multiplying by the symbol is the spatial correlation: on the torus, on its four sub-images, subsampled."""
     height, width = 3, 4
@@ -448,6 +477,7 @@ def test_symbols_stand_for_complex_matrices() -> None:
 
 
 @pytest.mark.parametrize(("phases", "stride"), [(1, 1), (2, 1), (2, 2)])
+@all_transforms
 def test_kernel_gradient_is_the_adjoint_of_symbol(phases: int, stride: int) -> None:
     """Σ_ω weight(ω) Re ⟨H, symbol(K)⟩ = ⟨kernel_gradient(H), K⟩."""
     t, kernel = Torus(3, 4, phases), torch.randn(2, 3, 3, 5, dtype=torch.float64)
@@ -457,6 +487,7 @@ def test_kernel_gradient_is_the_adjoint_of_symbol(phases: int, stride: int) -> N
 
 
 @toruses
+@all_transforms
 def test_correlate_is_the_gradient_in_the_symbol(size: tuple[int, int]) -> None:
     """⟨q, S z⟩ = Re Σ ⟨correlate(ω), S(ω)⟩ for the symbol of any convolution."""
     q, z, t = field(size, n=2), field(size, n=3), Torus(*size)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import splitting
 from splitting.operators import torus
-from splitting.scratch import scratch
+from splitting.scratch import _local as scratch_memory
 from tests.registry import DTYPES, SMALL_OPERATORS, SOLVERS
 from tests.splitting.problems import known
 
@@ -47,10 +47,8 @@ def same(results: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:
 
 def spoil() -> None:
     """Overwrite every buffer that this thread keeps for intermediate results of these problems."""
-    for dtype in DTYPES:
-        like = torch.zeros((), dtype=dtype)
-        for slot in ("torus", "reflected", "squares", *(f"spectrum {i}" for i in range(3))):
-            scratch(slot, (10_000,), like).fill_(torch.nan)
+    for buffer in scratch_memory.kept.values():
+        buffer.fill_(torch.nan)
 
 
 CASES = [(operator, dtype, batch) for operator in CONVOLUTIONS for dtype in DTYPES for batch in (1, 4)]
