@@ -18,7 +18,7 @@ from mondeq.cli import main as mondeq
 
 COLUMNS = (
     "preset", "accuracy", "published", "certified at 0.1", "forward steps", "backward steps", "epochs", "seconds",
-    "device", "threads", "seed",
+    "machine", "threads", "seed",
 )  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def _row(folder: Path, preset: Preset) -> dict[str, Any]:
         "backward steps": f"{solver['backward_steps']:.1f}",
         "epochs": training["epochs"],
         "seconds": f"{metrics['train_seconds']:.0f}",
-        "device": machine["device"],
+        "machine": machine["device"],
         "threads": machine["threads"],
         "seed": training["seed"],
     }

@@ -59,11 +59,11 @@ def test_what_is_done_is_not_done_again_and_what_was_interrupted_goes_on(
 
 @pytest.mark.parametrize("data", ALL)
 def test_presets_are_what_was_published(data: str) -> None:
-    """Names of settings are those of the command line, and certified ones aside each has its published accuracy."""
+    """Names of settings are those of the command line; but for those of ours each has its published accuracy."""
     for preset in ALL[data]:
-        assert (preset.published is None) == (preset.settings["model"] == "lipschitz")
-        if preset.published is not None:
-            assert preset.settings["batch-size"] == "128"
+        if not preset.name.endswith("-short"):
+            assert (preset.published is None) == (preset.settings["model"] == "lipschitz")
+            assert preset.published is None or preset.settings["batch-size"] == "128"
         TrainingConfig(data, epochs=int(preset.settings.get("epochs", 1)), lr=float(preset.settings.get("lr", 1e-3)))
 
 
