@@ -23,10 +23,11 @@ _DENSE_ORDER = 256
 def contraction_factor(operator: Operator, alpha: float, *, iterations: int = 20) -> float:
     """‖(I − αA)(I + αA)⁻¹‖_Λ, to rounding for states of up to 256 entries, else an estimate from below.
 
-    The map is 2V − I, applied through the resolvent, so any operator will do. Large ones get `iterations` rounds of
-    block power iteration from eight start vectors: two or three digits.
+    The map is 2V − I, applied through the resolvent, so any operator will do. Large ones say it themselves
+    (`Operator.cayley_norm`) or get `iterations` rounds of block power iteration from eight start vectors: two or three
+    digits.
     """
-    known = operator.cayley_norm(alpha)
+    known = _known_factor(operator, alpha)
     if known is not None:
         return known
     resolvent = operator.resolvent(alpha)
@@ -74,12 +75,21 @@ def best_step(operator: Operator) -> float:
     def rate(log_alpha: float) -> float:
         key = round(log_alpha, 9)
         if key not in rates:
-            # A throw-away handle: the resolvents tried on the way would only fill the operator's cache.
-            trial = operator.replace(*(t.detach() for t in operator.tensors))
-            rates[key] = -math.log(max(contraction_factor(trial, math.exp(log_alpha), iterations=12), 1e-6))
+            alpha = math.exp(log_alpha)
+            factor = _known_factor(operator, alpha)
+            if factor is None:
+                # A throw-away handle: the resolvents tried on the way would only fill the operator's cache.
+                trial = operator.replace(*(t.detach() for t in operator.tensors))
+                factor = contraction_factor(trial, alpha, iterations=12)
+            rates[key] = -math.log(max(factor, 1e-6))
         return rates[key]
 
     return operator._cached("best_step", search)
+
+
+def _known_factor(operator: Operator, alpha: float) -> float | None:
+    """What a large operator says of itself. For small ones the norm is computed."""
+    return operator.cayley_norm(alpha) if operator.state_shape.numel() > _DENSE_ORDER else None
 
 
 def _cayley(resolvent: Resolvent, v: Tensor) -> Tensor:

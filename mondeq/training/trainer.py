@@ -23,7 +23,7 @@ from mondeq.training import checkpoint
 from mondeq.training.config import TrainingConfig
 from mondeq.training.loss import margin_loss, training_constants
 from mondeq.training.progress import Epoch, Tally
-from splitting import ConvergenceWarning
+from splitting import ConvergenceWarning, Solver
 from splitting.errors import SplittingError
 from splitting.implicit import Monitor
 
@@ -113,15 +113,9 @@ class Trainer:
 
     @contextmanager
     def _prepared(self, monitor: Monitor) -> Iterator[None]:
-        """The layer with a monitor instead of a warning per solve, and with its step tuned to the weights as they are.
-
-        Any step converges; one tuned once an epoch saves about a quarter of the steps. It is a function of the
-        weights the epoch starts from, so a resumed run takes the same one.
-        """
+        """The layer with a monitor instead of a warning per solve."""
         layer = self.model.layer
         solver, on_failure = layer.solver, layer.on_failure
-        with torch.no_grad():
-            layer.solver = solver.tuned(layer.linear.operator())
         layer.monitor, layer.on_failure = monitor, "return"
         try:
             yield
@@ -135,10 +129,23 @@ class Trainer:
         # disable=None: silent where stderr is no terminal.
         hidden = None if distributed.is_main() else True
         with tqdm(self.train, title, disable=hidden, leave=False, unit="batch") as bar:
+            solver = self.model.layer.solver
             for step, (images, labels) in enumerate(bar, start=first):
+                # Weights change fastest at first.
+                if step == first or step.bit_count() == 1:
+                    self._tune(solver)
                 self._step(step, parallel, self._augment(images), labels, tally)
                 if (step - first) % _STEPS_PER_READ == 0 or step + 1 == first + len(self.train):
                     self._read(epoch, tally, bar)
+
+    @torch.no_grad()
+    def _tune(self, solver: Solver) -> None:
+        """Give the layer `solver` with its step tuned to the weights as they are.
+
+        Any step converges; one that is tuned now and then saves a good part of the steps. It is a function of weights
+        that a resumed run has at the same time, so that run takes the same one.
+        """
+        self.model.layer.solver = solver.tuned(self.model.layer.linear.operator())
 
     def _step(self, step: int, parallel: torch.nn.Module, images: Tensor, labels: Tensor, tally: Tally) -> None:
         config = self.config

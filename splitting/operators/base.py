@@ -97,7 +97,7 @@ class Operator(ABC):
         return self.norm_bound + abs(shift)
 
     def cayley_norm(self, alpha: float) -> float | None:
-        """‖(I − αA)(I + αA)⁻¹‖_Λ, estimated, where the structure of A makes that cheap; None elsewhere."""
+        """‖(I − αA)(I + αA)⁻¹‖_Λ, estimated for choosing α, where the structure of A makes that cheap; else None."""
         return None
 
     def arranged(self, z: Tensor) -> Tensor:
