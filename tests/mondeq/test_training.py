@@ -359,8 +359,9 @@ def test_every_activation_trains(kind: str, activation: str, data: Dataset, tmp_
     after = weights(model)
     assert all(bool(torch.isfinite(t).all()) for t in after.values())
     same = [name for name in after if torch.equal(before[name], after[name])]
-    # A threshold of 1 keeps the second tier at 0, where its weights do nothing.
-    assert all(kind == "multiscale" and activation == "soft-threshold" and ".1" in name for name in same)
+    # A threshold of 1 keeps the tiers at 0, where their weights do nothing.
+    assert not same or (kind == "multiscale" and activation == "soft-threshold")
+    assert len(same) < len(after)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
