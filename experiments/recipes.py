@@ -17,8 +17,8 @@ from typing import Any
 from mondeq.cli import main as mondeq
 
 COLUMNS = (
-    "preset", "accuracy", "published", "certified at 0.1", "forward steps", "backward steps", "epochs", "seconds",
-    "machine", "threads", "seed",
+    "preset", "accuracy", "published", "certified at 0.1", "of images", "forward steps", "backward steps", "epochs",
+    "seconds", "machine", "threads", "seed",
 )  # fmt: skip
 
 
@@ -110,6 +110,7 @@ def _row(folder: Path, preset: Preset) -> dict[str, Any]:
         "accuracy": f"{100 * metrics['test_accuracy']:.2f}",
         "published": "" if preset.published is None else preset.published,
         "certified at 0.1": f"{100 * metrics['certified_accuracy']['0.1']:.2f}",
+        "of images": metrics["samples"],
         "forward steps": f"{solver['forward_steps']:.1f}",
         "backward steps": f"{solver['backward_steps']:.1f}",
         "epochs": training["epochs"],

@@ -24,7 +24,7 @@ from mondeq.cli.evaluation import (
     report_json,
     report_table,
 )
-from mondeq.cli.output import add_json, save_json, show
+from mondeq.cli.output import add_json, percent, save_json, show
 from mondeq.errors import ConfigError, RunError
 from mondeq.files import read_json, write_json
 from mondeq.models import ACTIVATIONS, KINDS, SOLVERS, Classifier, ModelConfig
@@ -151,9 +151,13 @@ def _train(trainer: Trainer, observe: _Observer, options: argparse.Namespace) ->
         return 130
     model = load(folder, device=trainer.device)
     report = certify_split(model, trainer.dataset.test, trainer.device, options.certify)
+    everything = len(report.radius) == len(trainer.dataset.test)
+    # Where only some images are certified, the accuracy on all is that of the last epoch.
+    accuracy = report.accuracy if everything else trainer.history[-1].test_accuracy
     if distributed.is_main():
         metrics = {
             **report_json(report, DEFAULT_RADII),
+            "test_accuracy": accuracy,
             "train_seconds": sum(row.seconds for row in trainer.history),
             "solver": observe.solver_figures(),
             "machine": _machine(trainer.device),
@@ -163,6 +167,8 @@ def _train(trainer: Trainer, observe: _Observer, options: argparse.Namespace) ->
         plots.certified_accuracy(report, title, folder / "certified_accuracy.png")
         plots.training(trainer.history, title, folder / "training.png")
         save_json(options.json, metrics)
+    if not everything:
+        show(f"\ntest accuracy {percent(accuracy)}; the first {len(report.radius)} test images:")
     show(f"\n{report_table(report, DEFAULT_RADII)}\n\n{bounds_table(report.bounds)}\n\nrun folder: {folder}")
     return 0
 

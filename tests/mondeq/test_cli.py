@@ -374,6 +374,18 @@ def test_a_real_signal(tmp_path: Path) -> None:
     assert not [p.name for p in run.iterdir() if p.name.startswith(".")]
 
 
+def test_certifying_some_images_leaves_the_accuracy_on_all(call: Call, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    quick = ("--data", "digits", "--model", "dense", "--features", 8, "--epochs", 1)
+    result = call("train", *quick, "--certify", 7, "--out", run)
+    metrics = json.loads((run / "metrics.json").read_text())
+    with (run / "history.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    assert metrics["samples"] == 7
+    assert metrics["test_accuracy"] == float(last["test_accuracy"])
+    assert f"test accuracy {100 * metrics['test_accuracy']:.2f} %; the first 7 test images:" in result.out
+
+
 def test_resuming_a_finished_run_changes_nothing(call: Call, trained_runs: Trained, tmp_path: Path) -> None:
     run = trained_runs.copy("lipschitz", tmp_path / "run")
     before = mondeq.load(run).state_dict()
