@@ -805,11 +805,11 @@ def test_a_plot_that_cannot_be_written(call: Call, runs: dict[str, Path], tmp_pa
 
 
 def test_warnings_are_one_line_each(call: Call, tmp_path: Path) -> None:
-    called = call("train", *QUICK, "--model", "lipschitz", "--max-steps", 2, "--out", tmp_path / "run")
+    called = call("train", *QUICK, "--model", "lipschitz", "--max-steps", 1, "--out", tmp_path / "run")
     assert called.code == 0
     lines = [line for line in called.err.splitlines() if line]
     assert lines
     assert all(line.startswith("warning: ") for line in lines)
     assert any("--max-steps" in line or "max_steps" in line for line in lines)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert any(value == 1 for name, value in metrics["solver"].items() if "unconverged" in name)
+    assert any(value > 0.5 for name, value in metrics["solver"].items() if "unconverged" in name)
