@@ -141,6 +141,7 @@ class _Record:
         count = len(source)
         self.source = source
         self.value: Tensor | None = None
+        self.kept: Tensor | None = None
         self.residual = source.new_full((count,), math.inf)
         self.converged = torch.zeros(count, dtype=torch.bool, device=source.device)
         self.steps = torch.full((count,), max_steps, device=source.device)
@@ -162,8 +163,12 @@ class _Record:
                     self.steps.fill_(step)
                 return
         self.untouched = False
-        shape = (-1, *[1] * (value.ndim - 1))
-        self.value = torch.where(self.converged.reshape(shape), value if self.value is None else self.value, value)
+        if self.kept is None:
+            # No sample has converged before this step. From now on the record has memory of its own.
+            self.value = self.kept = value.clone()
+        else:
+            column = self.converged.reshape(-1, *[1] * (value.ndim - 1))
+            torch.where(column, self.kept, value, out=self.kept)
         self.residual = torch.where(self.converged, self.residual, residual)
         newly = done & ~self.converged
         self.steps.masked_fill_(newly, step)
