@@ -139,9 +139,7 @@ class _Record:
 
     def __init__(self, source: Tensor, max_steps: int) -> None:
         count = len(source)
-        self.source = source
         self.value: Tensor | None = None
-        self.kept: Tensor | None = None
         self.residual = source.new_full((count,), math.inf)
         self.converged = torch.zeros(count, dtype=torch.bool, device=source.device)
         self.steps = torch.full((count,), max_steps, device=source.device)
@@ -162,13 +160,13 @@ class _Record:
                     self.converged, self.untouched = done, False
                     self.steps.fill_(step)
                 return
-        self.untouched = False
-        if self.kept is None:
+        if self.value is None or self.untouched:
             # No sample has converged before this step. From now on the record has memory of its own.
-            self.value = self.kept = value.clone()
+            self.value = value.clone()
         else:
             column = self.converged.reshape(-1, *[1] * (value.ndim - 1))
-            torch.where(column, self.kept, value, out=self.kept)
+            torch.where(column, self.value, value, out=self.value)
+        self.untouched = False
         self.residual = torch.where(self.converged, self.residual, residual)
         newly = done & ~self.converged
         self.steps.masked_fill_(newly, step)
@@ -184,7 +182,7 @@ class _Record:
         history = torch.stack(self.history) if self.history else self.residual.new_zeros(0, len(self.residual))
         steps = torch.where(self.converged, self.steps, len(self.history))
         status = _status(self.converged, self.residual, problem, tol, solver, len(history))
-        value = torch.zeros_like(self.source) if self.value is None else self.value
+        value = torch.zeros_like(problem.source) if self.value is None else self.value
         return Solution(problem, value, self.residual, steps, self.converged, history, status)
 
 

@@ -24,8 +24,8 @@ def contraction_factor(operator: Operator, alpha: float, *, iterations: int = 20
     """‖(I − αA)(I + αA)⁻¹‖_Λ, to rounding for states of up to 256 entries, else an estimate from below.
 
     The map is 2V − I, applied through the resolvent, so any operator will do. Large ones say it themselves
-    (`Operator.cayley_norm`) or get `iterations` rounds of block power iteration from eight start vectors: two or three
-    digits.
+    (`Operator.cayley_norm`, for convolutions from a sample of frequencies and without what couples tiers) or get
+    `iterations` rounds of block power iteration from eight start vectors: two or three digits.
     """
     known = _known_factor(operator, alpha)
     if known is not None:

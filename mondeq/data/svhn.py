@@ -23,6 +23,7 @@ def _read(path: Path, size: int, classes: int) -> Split:
     try:
         content = scipy.io.loadmat(path, variable_names=("X", "y"))
         pixels, labels = torch.from_numpy(content["X"]), torch.from_numpy(content["y"]).flatten().long()
+    # What scipy raises for files that are cut short, of another format (HDF5: NotImplementedError) or without X and y.
     except (OSError, MatReadError, ValueError, KeyError, TypeError, NotImplementedError, EOFError) as error:
         raise DataError(f"{path} is truncated, damaged or no file of SVHN ({error}); get it again") from error
     if pixels.dtype != torch.uint8 or tuple(pixels.shape) != (*_SIDES, size) or len(labels) != size:

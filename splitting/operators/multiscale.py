@@ -193,13 +193,13 @@ class MultiscaleOperator(Operator):
         """Σ over diagonals of the largest block norm: ‖A_ii‖ are those of their symbols, the rest products of two."""
         exact = self.double()
         symbols = exact._symbols()
-        diagonal = max(map(_norm, symbols.A, exact._symbol_errors(torch.float64)))
+        diagonal = max(map(_norm, symbols.stacked_A, exact._symbol_errors(torch.float64)))
         if not symbols.D:
             return diagonal
         relative = exact._symbol_rounding(torch.float64)
         sizes = exact._kernel_sizes()
-        F = [_norm(_unstacked(s), relative * f) for s, (f, _, _) in zip(symbols.F, sizes, strict=True)]
-        D = [_norm(_unstacked(s), relative * d) for s, (_, _, d) in zip(symbols.D, sizes, strict=False)]
+        F = [_norm(s, relative * f) for s, (f, _, _) in zip(symbols.F, sizes, strict=True)]
+        D = [_norm(s, relative * d) for s, (_, _, d) in zip(symbols.D, sizes, strict=False)]
         return verified.round_up(diagonal + max(2 * f * d for f, d in zip(F[1:], D, strict=True)))
 
     @property
@@ -534,10 +534,16 @@ def _unstacked(matrices: Tensor) -> Tensor:
     return matrices[:, :, : matrices.shape[2] // 2]
 
 
+def _shifted(symbol: Tensor, alpha: float) -> Tensor:
+    """I + α·symbol."""
+    result = alpha * symbol
+    result.diagonal(dim1=1, dim2=2).add_(1)
+    return result
+
+
 def _invert_symbol(symbol: Tensor, alpha: float) -> Tensor:
     """(I + αÂ(ω))⁻¹ as a symbol, verified on a probe at every frequency."""
-    shifted = alpha * symbol
-    shifted.diagonal(dim1=1, dim2=2).add_(1)
+    shifted = _shifted(symbol, alpha)
     inverse = complex_inverse(shifted)
     ones = torch.ones(symbol.shape[:2], dtype=symbol.dtype, device=symbol.device)
     verify_inverse(lambda v: _times(shifted, v), lambda v: _times(inverse, v), ones)
@@ -558,9 +564,7 @@ def _cayley(inverse: Tensor) -> Tensor:
 
 
 def _cayley_norm(symbol: Tensor, alpha: float) -> float:
-    shifted = alpha * symbol
-    shifted.diagonal(dim1=1, dim2=2).add_(1)
-    cayley = _cayley(complex_inverse(shifted))
+    cayley = _cayley(complex_inverse(_shifted(symbol, alpha)))
     index = torch.arange(4 * cayley.shape[1], dtype=cayley.dtype, device=cayley.device)
     vectors = torch.cos(index.square()).view(-1, 4).expand(len(cayley), -1, -1)
     for _ in range(12):
@@ -568,9 +572,9 @@ def _cayley_norm(symbol: Tensor, alpha: float) -> float:
     return float(vectors.norm(dim=1).amax().sqrt())
 
 
-def _norm(symbol: Tensor, error: float) -> float:
-    """Proved upper bound on ‖·‖₂ at every frequency, for what is within `error` of `symbol` (float64)."""
-    return max(verified.spectral_norm(stacked(s), perturbation=error) for s in symbol.split(_CHUNK))
+def _norm(matrices: Tensor, error: float) -> float:
+    """Proved upper bound on ‖·‖₂ at every frequency, for what is within `error` of these stacked ones (float64)."""
+    return max(verified.spectral_norm(chunk, perturbation=error) for chunk in matrices.split(_CHUNK))
 
 
 def _two_norm_bound(symbol: Tensor, shift: float = 0.0) -> Tensor:

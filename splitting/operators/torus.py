@@ -119,7 +119,8 @@ class Torus:
         q, z: transforms (frequencies, 2n, batch).
         """
         n, k = q.shape[1] // 2, z.shape[1] // 2
-        products = _product(q, z.mT)
+        memory = scratch("torus", (len(q), 2 * n, 2 * k), q) if may_overwrite(q, z) else None
+        products = torch.bmm(q, z.mT, out=memory)
         real = products[:, :n, :k] + products[:, n:, k:]
         return torch.cat([real, products[:, n:, :k] - products[:, :n, k:]], 1)
 
@@ -180,13 +181,6 @@ def _run(stages: list[Stage], data: Tensor, out: Tensor | None) -> Tensor:
         else:
             data = torch.bmm(matrices.expand(count, -1, -1), data, out=memory)
     return data
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b for matrices or stacks of them; in scratch memory where it may be."""
-    multiply = torch.mm if a.ndim == 2 else torch.bmm
-    memory = scratch("torus", (*a.shape[:-1], b.shape[-1]), b) if may_overwrite(a, b) else None
-    return multiply(a, b, out=memory)
 
 
 def _filled(out: Tensor, values: Tensor) -> Tensor:
