@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from splitting.errors import InvalidArgument, InvalidType
-from splitting.scratch import lend
+from splitting.scratch import may_overwrite, recycled
 
 
 class Activation(ABC):
@@ -94,7 +94,8 @@ class ReLU(Activation):
         return torch.where(v > 0, v, v / alpha)
 
     def derivative_at(self, z: Tensor) -> Tensor:
-        return z.sign()  # z ≥ 0
+        # z ≥ 0
+        return torch.sign(z, out=recycled(z)) if may_overwrite(z) else z.sign()
 
     def prox(self, v: Tensor, alpha: float, out: Tensor | None = None) -> Tensor:
         return v.relu() if out is None else torch.clamp_min(v, 0, out=out)
@@ -234,7 +235,7 @@ class Scale(Activation):
     def prox(self, v: Tensor, alpha: float, out: Tensor | None = None) -> Tensor:
         # Every step multiplies by the same numbers.
         if alpha not in self._multipliers:
-            denominator = torch.mul(self.d, 1 - alpha, out=lend(self, self.d)).add_(alpha)
+            denominator = torch.mul(self.d, 1 - alpha, out=recycled(self.d)).add_(alpha)
             self._multipliers[alpha] = torch.div(self.d, denominator, out=denominator)
         return torch.mul(v, self._multipliers[alpha], out=out)
 

@@ -6,6 +6,7 @@ import math
 import threading
 import weakref
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -13,10 +14,11 @@ from splitting.operators.base import is_transformed
 
 # Smaller tensors are cheap to make; larger ones are worth their page faults and would hold too much memory.
 _SMALLEST_KEPT, _LARGEST_KEPT = 2**20, 2**28
-# At most so many tensors of one size wait for the next borrower.
-_MOST_WAITING = 4
+# At most so many bytes wait to be used again.
+_MOST_WAITING = 2**29
 
 _local = threading.local()
+_waiting: list[numpy.ndarray] = []  # of bytes, the longest waiting first
 
 
 def scratch(slot: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -36,32 +38,39 @@ def scratch(slot: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
     return buffer[:entries].view(shape)
 
 
-def lend(owner: object, like: Tensor) -> Tensor:
-    """An uninitialised tensor like `like`, whose memory goes to the next borrower once `owner` is gone.
+def recycled(like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    """An uninitialised tensor like `like`, or contiguous and of `shape`, made of memory that was given back.
 
-    For what an iteration needs as long as it lives and nobody afterwards.
+    It is given back once no tensor shares it any more, be it a view, one without a graph or one saved for a backward
+    pass: for all else this is an ordinary tensor.
     """
-    if like.device.type != "cpu" or not _SMALLEST_KEPT <= like.numel() * like.element_size() <= _LARGEST_KEPT:
-        return torch.empty_like(like)
-    pools: dict[tuple[int, torch.dtype], list[Tensor]] = _local.__dict__.setdefault("waiting", {})
-    key = like.numel(), like.dtype
-    if key not in pools:
-        # Tensors of one size wait at a time: those of the last batch size would only hold memory.
-        pools.clear()
-    waiting = pools.setdefault(key, [])
-    if waiting:
-        buffer = waiting.pop()
-    else:
-        with torch.inference_mode(False):
-            buffer = torch.empty(like.numel(), dtype=like.dtype)
-    weakref.finalize(owner, _give_back, waiting, buffer)
+    entries = like.numel() if shape is None else math.prod(shape)
+    size = entries * like.element_size()
+    if like.device.type != "cpu" or not _SMALLEST_KEPT <= size <= _LARGEST_KEPT or is_transformed(like):
+        return torch.empty_like(like) if shape is None else like.new_empty(shape)
+    with torch.inference_mode(False):
+        memory = _taken(size)
+        # The storage of the tensor keeps this array alive, and nothing else does.
+        handle = memory[:]
+        weakref.finalize(handle, _give_back, memory).atexit = False
+        flat = torch.from_numpy(handle).view(like.dtype)
+    if shape is not None:
+        return flat.view(shape)
     # The strides that torch gives a new tensor like this one: dense, in the same order.
-    return buffer.as_strided(like.shape, torch.empty_like(like, device="meta").stride())
+    return flat.as_strided(like.shape, torch.empty_like(like, device="meta").stride())
 
 
-def _give_back(waiting: list[Tensor], buffer: Tensor) -> None:
-    if len(waiting) < _MOST_WAITING:
-        waiting.append(buffer)
+def _taken(size: int) -> numpy.ndarray:
+    for i in reversed(range(len(_waiting))):
+        if len(_waiting[i]) == size:
+            return _waiting.pop(i)
+    return torch.empty(size, dtype=torch.uint8).numpy()
+
+
+def _give_back(memory: numpy.ndarray) -> None:
+    _waiting.append(memory)
+    while sum(map(len, _waiting)) > _MOST_WAITING:
+        del _waiting[0]
 
 
 def may_overwrite(*tensors: Tensor) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 from splitting.checks import error_bound
 from splitting.errors import InvalidArgument, InvalidType, NotConverged
 from splitting.inclusion import Inclusion, check_state
+from splitting.scratch import recycled
 from splitting.solvers import PeacemanRachford, Solver
 
 OnFailure = Literal["raise", "warn", "return"]
@@ -143,13 +144,18 @@ class _Record:
         self.residual = source.new_full((count,), math.inf)
         self.converged = torch.zeros(count, dtype=torch.bool, device=source.device)
         self.steps = torch.full((count,), max_steps, device=source.device)
-        self.history: list[Tensor] = []
+        # Residuals step by step. Small tensors made in every step would keep the heap from closing over larger ones.
+        self.history = source.new_empty(min(max_steps, 64), count)
+        self.taken = 0
         self.asking_is_free = source.device.type in _FREE_TO_ASK
         self.untouched = True  # no sample has converged yet, as far as the host knows
 
     def note(self, step: int, value: Tensor, residual: Tensor, tol: float) -> None:
         """Take over `value` for the samples still open, and close those with residual ≤ tol."""
-        self.history.append(residual)
+        if step > len(self.history):
+            self.history = torch.cat([self.history, torch.empty_like(self.history)])
+        self.history[step - 1] = residual
+        self.taken = step
         done = residual <= tol
         if self.untouched and self.asking_is_free:
             # The common cases: nothing to freeze, or everything, so the iterate itself is the record.
@@ -162,7 +168,7 @@ class _Record:
                 return
         if self.value is None or self.untouched:
             # No sample has converged before this step. From now on the record has memory of its own.
-            self.value = value.clone()
+            self.value = recycled(value).copy_(value)
         else:
             column = self.converged.reshape(-1, *[1] * (value.ndim - 1))
             torch.where(column, self.value, value, out=self.value)
@@ -174,16 +180,17 @@ class _Record:
 
     def finished(self) -> bool:
         """Whether every sample has converged or left the finite numbers for good."""
-        if self.untouched and self.asking_is_free and len(self.history) % _STEPS_PER_QUESTION:
+        if self.untouched and self.asking_is_free and self.taken % _STEPS_PER_QUESTION:
             return False  # none has converged; that all have overflowed is worth asking only now and then
         return bool((self.converged | ~torch.isfinite(self.residual)).all())
 
     def solution(self, problem: Inclusion, tol: float, solver: Solver) -> Solution:
-        history = torch.stack(self.history) if self.history else self.residual.new_zeros(0, len(self.residual))
-        steps = torch.where(self.converged, self.steps, len(self.history))
-        status = _status(self.converged, self.residual, problem, tol, solver, len(history))
+        steps = torch.where(self.converged, self.steps, self.taken)
+        status = _status(self.converged, self.residual, problem, tol, solver, self.taken)
         value = torch.zeros_like(problem.source) if self.value is None else self.value
-        return Solution(problem, value, self.residual, steps, self.converged, history, status)
+        return Solution(
+            problem, value, self.residual, steps, self.converged, self.history[: self.taken].clone(), status
+        )
 
 
 def _status(converged: Tensor, residual: Tensor, problem: Inclusion, tol: float, solver: Solver, steps: int) -> Status:

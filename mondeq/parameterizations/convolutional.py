@@ -17,7 +17,7 @@ import splitting
 from mondeq.parameterizations.base import StronglyMonotone, check_count, flat_input
 from splitting import verified
 from splitting.errors import InvalidArgument
-from splitting.operators.multiscale import Layout
+from splitting.operators.layout import Layout
 from splitting.operators.torus import Torus, as_complex, stacked
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from splitting.errors import ResolventError
+from splitting.scratch import recycled
 
 # Up to this order the library's inverse of one matrix is as fast as matrix products make ours.
 _ORDER = 128
@@ -50,7 +51,7 @@ def complex_inverse(symbol: Tensor) -> Tensor:
     the real form [[R, −J], [J, R]], whose symmetric part is at least I where that of R + iJ is.
     """
     n = symbol.shape[2]
-    result = torch.empty_like(symbol)
+    result = recycled(symbol)
     size = max(_CHUNK_ENTRIES // (n * n), 1) if symbol.device.type == "cpu" else len(symbol)
     for chunk, inverse in zip(symbol.split(size), result.split(size), strict=True):
         real, imaginary = chunk[:, :n], chunk[:, n:]

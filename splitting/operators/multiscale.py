@@ -22,73 +22,11 @@ from splitting import verified
 from splitting.errors import InvalidArgument, InvalidType
 from splitting.operators.base import AdjointView, Operator, Resolvent, is_transformed
 from splitting.operators.inverse import complex_inverse, verify_inverse
+from splitting.operators.layout import ImageLayout, Layout
 from splitting.operators.torus import Torus, adjoint, stacked
-from splitting.scratch import may_overwrite, scratch
+from splitting.scratch import may_overwrite, recycled, scratch
 
 Spectra = list[Tensor]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the tiers of a state (batch, N) are. sizes: (height, width) of each tier's torus. channels: of each."""
-
-    sizes: tuple[tuple[int, int], ...]
-    channels: tuple[int, ...]
-
-    @cached_property
-    def toruses(self) -> tuple[Torus, ...]:
-        """All but the last tier are seen as four interleaved images, which makes their stride shift-invariant."""
-        *strided, last = self.sizes
-        return (*(Torus(height // 2, width // 2, 2) for height, width in strided), Torus(*last))
-
-    @cached_property
-    def entries(self) -> tuple[int, ...]:
-        return tuple(c * h * w for c, (h, w) in zip(self.channels, self.sizes, strict=True))
-
-    def fields(self, flat: Tensor) -> list[Tensor]:
-        """The tiers of flat states (entries, batch), each (height, width, channels of its torus, batch)."""
-        shapes = [(t.height, t.width, t.phases**2 * c) for t, c in zip(self.toruses, self.channels, strict=True)]
-        return [p.view(*s, flat.shape[1]) for p, s in zip(flat.split(self.entries), shapes, strict=True)]
-
-    def images(self, z: Tensor) -> list[Tensor]:
-        """The tiers of states z as images (batch, channels, height, width)."""
-        fields = self.fields(z.mT.contiguous())
-        images = [_joined(f) if t.phases == 2 else f for f, t in zip(fields, self.toruses, strict=True)]
-        return [image.permute(3, 2, 0, 1) for image in images]
-
-    def state(self, images: Sequence[Tensor]) -> Tensor:
-        """The states with these tiers, each (batch, channels, height, width): `images` inverted."""
-        fields = [image.permute(2, 3, 1, 0) for image in images]
-        return torch.cat([self.field(i, f).flatten(0, 2) for i, f in enumerate(fields)]).mT
-
-    def field(self, tier: int, image: Tensor) -> Tensor:
-        """An image (height, width, channels, batch) of a tier, as a field on its torus."""
-        return _interleaved(image) if self.toruses[tier].phases == 2 else image
-
-    def descend(self, tier: int, field: Tensor) -> Tensor:
-        """What a strided correlation of `tier` gave, as a field of the next tier: zeros appended at the far sides."""
-        height, width = self.sizes[tier + 1]
-        padding = (0, 0, 0, 0, 0, width - field.shape[1], 0, height - field.shape[0])
-        return self.field(tier + 1, functional.pad(field, padding) if any(padding) else field)
-
-    def ascend(self, tier: int, field: Tensor) -> Tensor:
-        """The adjoint of `descend`: a field of the next tier, cropped to what `tier` can have given."""
-        field = _joined(field) if self.toruses[tier + 1].phases == 2 else field
-        return field[: self.toruses[tier].height, : self.toruses[tier].width].contiguous()
-
-
-def _interleaved(image: Tensor) -> Tensor:
-    """(2h, 2w, c, batch) as the field (h, w, 4c, batch) of its four sub-images."""
-    height, width, channels, batch = image.shape
-    split = image.reshape(height // 2, 2, width // 2, 2, channels, batch)
-    return split.transpose(1, 2).reshape(height // 2, width // 2, 4 * channels, batch)
-
-
-def _joined(field: Tensor) -> Tensor:
-    """`_interleaved` undone."""
-    height, width, channels, batch = field.shape
-    split = field.reshape(height, width, 2, 2, channels // 4, batch)
-    return split.transpose(1, 2).reshape(2 * height, 2 * width, channels // 4, batch)
 
 
 @dataclass(frozen=True)
@@ -159,7 +97,8 @@ class MultiscaleOperator(Operator):
         for link in links:
             images[link.target] = images[link.target] + 2 * link(self._layout, spectra[link.origin])
         toruses = self._layout.toruses
-        return self._join([t.synthesise(x) for t, x in zip(toruses, images, strict=True)])
+        fields = [t.synthesise(x) for t, x in zip(toruses, images, strict=True)]
+        return self._layout.unflat(torch.cat([f.flatten(0, 2) for f in fields]))
 
     @property
     def adjoint(self) -> Operator:
@@ -178,7 +117,7 @@ class MultiscaleOperator(Operator):
             down.append(_Link(leaving, symbols.F[i + 1].mT, i))
             rising = stacked((symbols.F[i + 1] @ adjoint(inverses[i + 1])).mul_(2 * alpha))
             up.append(_Link(rising, symbols.D[i].mT, i, up=True))
-        return _Substitution(self, [_cayley(inverse) for inverse in inverses], down, up)
+        return _Substitution(self._layout, [_cayley(inverse) for inverse in inverses], down, up)
 
     @property
     def strong_monotonicity(self) -> float:
@@ -302,20 +241,19 @@ class MultiscaleOperator(Operator):
         F_parts, D_parts, G_gradients = [], [], []
         for i, torus in enumerate(toruses):
             P = torus.correlate(qs[i], zs[i])
-            H = P + adjoint(P)
-            F_parts.append(symbols.F[i] @ H)
+            F_parts.append(_times_hermitian(symbols.F[i], P))
             skew = torus.kernel_gradient(P, G[i])
             G_gradients.append(skew - _transposed(skew))
             if i < len(D):
-                D_parts.append(symbols.D[i] @ H)
+                D_parts.append(_times_hermitian(symbols.D[i], P))
             m_gradient = m_gradient + P.diagonal(dim1=1, dim2=2).sum(1) @ torus.weights(P)
         for i in range(len(D)):
             # 2⟨F q_{i+1}, D z_i⟩
             upper, lower = toruses[i], toruses[i + 1]
-            below = layout.descend(i, upper.synthesise(_product("emitted", symbols.D[i], zs[i])))
+            below = layout.descend(i, _synthesised("passed", upper, _product("emitted", symbols.D[i], zs[i])))
             correlation = lower.correlate(_analysed("moved", lower, below), qs[i + 1])
             F_parts[i + 1] = F_parts[i + 1] + 2 * correlation
-            above = layout.ascend(i, lower.synthesise(_product("emitted", symbols.F[i + 1], qs[i + 1])))
+            above = layout.ascend(i, _synthesised("passed", lower, _product("emitted", symbols.F[i + 1], qs[i + 1])))
             correlation = upper.correlate(_analysed("moved", upper, above), zs[i])
             D_parts[i] = D_parts[i] + 2 * correlation
         return (
@@ -351,7 +289,7 @@ class MultiscaleOperator(Operator):
     def norm(self, z: Tensor) -> Tensor:
         if not may_overwrite(z):
             return super().norm(z)
-        flat = self._flat(z)
+        flat = self._layout.flat(z)
         total = flat.new_zeros(flat.shape[1])
         for rows in flat.split(_ROWS):
             squares = scratch("squares", tuple(rows.shape), rows)
@@ -359,33 +297,15 @@ class MultiscaleOperator(Operator):
         return total.sqrt_()
 
     def arranged(self, z: Tensor) -> Tensor:
-        return self._unflat(self._flat(z))
-
-    def _fields(self, z: Tensor) -> list[Tensor]:
-        return self._layout.fields(self._flat(z))
-
-    def _join(self, fields: Sequence[Tensor]) -> Tensor:
-        return self._unflat(torch.cat([f.flatten(0, 2) for f in fields]))
-
-    def _flat(self, z: Tensor) -> Tensor:
-        """States as (entries, batch), contiguous: what all work is done on. States made here are views of that."""
-        return z.mT.contiguous()
-
-    def _unflat(self, flat: Tensor) -> Tensor:
-        return flat.mT
-
-    def _memory(self, flat: Tensor, memory: Tensor | None) -> Tensor:
-        """Memory like `flat`: that of the states `memory` if they lie in it as those made here do."""
-        if memory is not None:
-            candidate = self._flat(memory)
-            if candidate.data_ptr() == memory.data_ptr() and candidate.shape == flat.shape:
-                return candidate
-        return torch.empty_like(flat)
+        return self._layout.unflat(self._layout.flat(z))
 
     def _analyse(self, z: Tensor, name: str = "state") -> Spectra:
         """The transforms of the tiers of z, in memory that the next call with the same name overwrites."""
         toruses = self._layout.toruses
-        return [_analysed(f"{name} {i}", t, f) for i, (t, f) in enumerate(zip(toruses, self._fields(z), strict=True))]
+        return [
+            _analysed(f"{name} {i}", t, f)
+            for i, (t, f) in enumerate(zip(toruses, self._layout.fields(self._layout.flat(z)), strict=True))
+        ]
 
 
 class ConvolutionOperator(MultiscaleOperator):
@@ -399,6 +319,7 @@ class ConvolutionOperator(MultiscaleOperator):
         if not (isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) for side in size)):
             raise InvalidType(f"`size` must be (height, width), got {size!r:.80}")
         super().__init__((F,), (G,), (), m, (size,))
+        self._layout = ImageLayout(self._layout.sizes, self._layout.channels)
         self.state_shape = torch.Size((F.shape[1], *self._layout.sizes[0]))
 
     @property
@@ -413,19 +334,6 @@ class ConvolutionOperator(MultiscaleOperator):
             return max(verified.round_down(float(self.tensors[0].detach()) + least), float(self.tensors[0].detach()))
 
         return self._cached("strong_monotonicity", prove)
-
-    def tiers(self, z: Tensor) -> list[Tensor]:
-        return [z]
-
-    def state(self, tiers: Sequence[Tensor]) -> Tensor:
-        return tiers[0]
-
-    def _flat(self, z: Tensor) -> Tensor:
-        return z.permute(2, 3, 1, 0).contiguous().flatten(0, 2)
-
-    def _unflat(self, flat: Tensor) -> Tensor:
-        channels, height, width = self.state_shape
-        return flat.view(height, width, channels, flat.shape[1]).permute(3, 2, 0, 1)
 
 
 class _Adjoint(AdjointView):
@@ -458,7 +366,7 @@ class _Link:
     def __call__(self, layout: Layout, spectrum: Tensor) -> Tensor:
         """What the target receives, in memory that the next link overwrites."""
         origin, target = layout.toruses[self.origin], layout.toruses[self.target]
-        field = origin.synthesise(_product("emitted", self.emit, spectrum))
+        field = _synthesised("passed", origin, _product("emitted", self.emit, spectrum))
         moved = layout.ascend(self.tier, field) if self.up else layout.descend(self.tier, field)
         return _product("received", self.absorb, _analysed("moved", target, moved))
 
@@ -469,8 +377,8 @@ class _Substitution(Resolvent):
     With C = 2V − I of a tier and e what it receives, the reflected resolvent is 2V(v − e) − v = C(v − e) − e.
     """
 
-    def __init__(self, operator: MultiscaleOperator, cayley: Spectra, down: list[_Link], up: list[_Link]) -> None:
-        self.operator, self.cayley, self.down, self.up = operator, cayley, down, up
+    def __init__(self, layout: Layout, cayley: Spectra, down: list[_Link], up: list[_Link]) -> None:
+        self.layout, self.cayley, self.down, self.up = layout, cayley, down, up
         self.links = {link.target: link for link in down}
         self.order = range(len(cayley))
 
@@ -478,9 +386,9 @@ class _Substitution(Resolvent):
         return self.reflect(v).add_(v).mul_(0.5)
 
     def reflect(self, v: Tensor, memory: Tensor | None = None) -> Tensor:
-        operator, layout = self.operator, self.operator._layout
-        flat = operator._flat(v)
-        result = operator._memory(flat, memory)
+        layout = self.layout
+        flat = layout.flat(v)
+        result = layout.memory(flat, memory)
         toruses, fields, targets = layout.toruses, layout.fields(flat), layout.fields(result)
         spectra: dict[int, Tensor] = {}
         for i in self.order:
@@ -492,12 +400,12 @@ class _Substitution(Resolvent):
                 received = link(layout, spectra[link.origin])
                 reflected = received.baddbmm_(self.cayley[i], spectra[i].sub_(received), beta=-1)
             toruses[i].synthesise(reflected, out=targets[i])
-        return operator._unflat(result)
+        return layout.unflat(result)
 
     @property
     def adjoint(self) -> Resolvent:
         twin = object.__new__(_Substitution)
-        twin.operator = self.operator
+        twin.layout = self.layout
         twin.cayley = [c.mT for c in self.cayley]
         twin.down, twin.up = self.up, self.down
         twin.links = {link.target: link for link in self.up}
@@ -509,6 +417,12 @@ def _analysed(slot: str, torus: Torus, field: Tensor) -> Tensor:
     """The transform of a field, in the scratch memory of `slot` where it may be."""
     shape = (torus.frequencies, 2 * field.shape[2], field.shape[3])
     return torus.analyse(field, out=scratch(slot, shape, field) if may_overwrite(field) else None)
+
+
+def _synthesised(slot: str, torus: Torus, spectrum: Tensor) -> Tensor:
+    """The field with this transform, in the scratch memory of `slot` where it may be."""
+    shape = (torus.height, torus.width, spectrum.shape[1] // 2, spectrum.shape[2])
+    return torus.synthesise(spectrum, out=scratch(slot, shape, spectrum) if may_overwrite(spectrum) else None)
 
 
 def _product(slot: str, symbol: Tensor, spectrum: Tensor) -> Tensor:
@@ -534,9 +448,20 @@ def _unstacked(matrices: Tensor) -> Tensor:
     return matrices[:, :, : matrices.shape[2] // 2]
 
 
+def _times_hermitian(matrices: Tensor, symbol: Tensor) -> Tensor:
+    """Stacked `matrices` times symbol + symbolᴴ, as a symbol."""
+    n = symbol.shape[2]
+    real, imaginary = symbol.chunk(2, 1)
+    shape = (len(symbol), matrices.shape[1], n)
+    memory = recycled(symbol, shape) if may_overwrite(matrices, symbol) else None
+    result = torch.bmm(matrices, symbol, out=memory)
+    result = torch.baddbmm(result, matrices[..., :n], real.mT, out=memory)
+    return torch.baddbmm(result, matrices[..., n:], imaginary.mT, alpha=-1, out=memory)
+
+
 def _shifted(symbol: Tensor, alpha: float) -> Tensor:
     """I + α·symbol."""
-    result = alpha * symbol
+    result = torch.mul(symbol, alpha, out=recycled(symbol))
     result.diagonal(dim1=1, dim2=2).add_(1)
     return result
 

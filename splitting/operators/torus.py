@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from splitting import verified
-from splitting.scratch import may_overwrite, scratch
+from splitting.scratch import may_overwrite, recycled, scratch
 
 T = TypeVar("T")
 
@@ -42,15 +42,33 @@ def _constant(compute: Callable[..., T]) -> Callable[..., T]:
 # larger than the second number.
 _LARGEST_SIDE, _LARGEST_FACTOR = 64, 256
 
-Stage = tuple[int, Tensor]
+
+Exchange = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Data seen as (*axes, rest), its axes put in `order`, the first of them merged to `count`, the others contracted
+    with `matrices` (count or 1, p, q)."""
+
+    axes: tuple[int, ...]
+    order: tuple[int, ...]
+    count: int
+    matrices: Tensor
+
+    def arranged(self, data: Tensor) -> Tensor:
+        """`data` as (count, q, rest): a view wherever the strides allow it."""
+        axes = data.reshape(*self.axes, -1).permute(*self.order, len(self.axes))
+        return axes.reshape(self.count, self.matrices.shape[2], -1)
 
 
 @dataclass(frozen=True)
 class Torus:
     """An h×w torus whose fields have `phases`² sub-images per image channel. height, width count field positions.
 
-    Of the first axis the frequencies are kept whose remainder modulo its first factor N₁ is at most N₁/2, of the second
-    all, in the order in which the matrix products of a transform leave them (`row_frequencies`, `column_frequencies`).
+    Of the second axis the frequencies are kept whose remainder modulo its first factor N₁ is at most N₁/2, of the first
+    all, in the order in which the matrix products of a transform leave them: by `column_frequencies`, then by
+    `row_frequencies`.
     """
 
     height: int
@@ -58,29 +76,29 @@ class Torus:
     phases: int = 1
 
     @property
-    def rows(self) -> int:
-        """Number of frequencies kept of the first axis; the second keeps all."""
-        first, second = self._factors[0]
+    def columns(self) -> int:
+        """Number of frequencies kept of the second axis; the first keeps all."""
+        first, second = self._factors[1]
         return (first // 2 + 1) * second
 
     @property
     def frequencies(self) -> int:
-        return self.rows * self.width
+        return self.columns * self.height
 
     @property
     def row_frequencies(self) -> Tensor:
-        return _remainder_first(*self._factors[0])[: self.rows]
+        return _remainder_first(*self._factors[0])
 
     @property
     def column_frequencies(self) -> Tensor:
-        return _remainder_first(*self._factors[1])
+        return _remainder_first(*self._factors[1])[: self.columns]
 
     def analyse(self, field: Tensor, out: Tensor | None = None) -> Tensor:
         """The transform of a field (h, w, n, batch), as (frequencies, 2n, batch); written to `out` if given."""
         _, _, n, batch = field.shape
         shape = (self.frequencies, 2 * n, batch)
         if not self._by_product:
-            parts = torch.view_as_real(torch.fft.rfft2(field, dim=(1, 0))).permute(0, 1, 4, 2, 3)
+            parts = torch.view_as_real(torch.fft.rfft2(field, dim=(0, 1))).permute(1, 0, 4, 2, 3)
             return parts.reshape(shape) if out is None else _filled(out, parts)
         result = _run(_forward_stages(self, field.dtype, field.device), field, out).view(shape)
         return result if out is None else out
@@ -89,9 +107,9 @@ class Torus:
         """The field with this transform: `analyse` inverted; written to `out` if given."""
         batch, n = spectrum.shape[2], spectrum.shape[1] // 2
         if not self._by_product:
-            parts = spectrum.view(self.rows, self.width, 2, n, batch)
-            values = torch.complex(parts[:, :, 0], parts[:, :, 1])
-            field = torch.fft.irfft2(values, s=(self.width, self.height), dim=(1, 0))
+            parts = spectrum.view(self.columns, self.height, 2, n, batch)
+            values = torch.complex(parts[:, :, 0], parts[:, :, 1]).transpose(0, 1)
+            field = torch.fft.irfft2(values, s=(self.height, self.width), dim=(0, 1))
             return field if out is None else _filled(out, field)
         stages = _inverse_stages(self, spectrum.dtype, spectrum.device)
         return _run(stages, spectrum, out).view(self.height, self.width, n, batch)
@@ -102,7 +120,9 @@ class Torus:
         n_in = phases² in; n_out = phases² out, or out where stride = phases subsamples the result.
         """
         out, inner = kernel.shape[:2]
-        values = self._tap_phases(kernel, stride) @ kernel.reshape(out * inner, -1).mT
+        phases, taps = self._tap_phases(kernel, stride), kernel.reshape(out * inner, -1).mT
+        memory = recycled(kernel, (len(phases), out * inner)) if may_overwrite(kernel) else None
+        values = torch.mm(phases, taps, out=memory)
         values = values.view(self.frequencies, -1, self.phases**2, out, inner).transpose(2, 3)
         return values.reshape(self.frequencies, -1, self.phases**2 * inner)
 
@@ -119,10 +139,13 @@ class Torus:
         q, z: transforms (frequencies, 2n, batch).
         """
         n, k = q.shape[1] // 2, z.shape[1] // 2
-        memory = scratch("torus", (len(q), 2 * n, 2 * k), q) if may_overwrite(q, z) else None
-        products = torch.bmm(q, z.mT, out=memory)
-        real = products[:, :n, :k] + products[:, n:, k:]
-        return torch.cat([real, products[:, n:, :k] - products[:, :n, k:]], 1)
+        free = may_overwrite(q, z)
+        products = torch.bmm(q, z.mT, out=scratch("torus", (len(q), 2 * n, 2 * k), q) if free else None)
+        result = recycled(q, (len(q), 2 * n, k)) if free else None
+        upper, lower = products[:, :n], products[:, n:]
+        real = torch.add(upper[..., :k], lower[..., k:], out=None if result is None else result[:, :n])
+        imaginary = torch.sub(lower[..., :k], upper[..., k:], out=None if result is None else result[:, n:])
+        return torch.cat([real, imaginary], 1) if result is None else result
 
     def weights(self, like: Tensor) -> Tensor:
         """How much each kept frequency counts in a sum over all: 1/(hw), twice that where its mirror is not kept."""
@@ -136,9 +159,9 @@ class Torus:
         """
         if not self._by_product:
             return verified.gamma(64 * math.ceil(math.log2(self.height * self.width)) + 64, dtype)
-        (first, second), columns = self._factors
-        spread = (first + 2) / math.sqrt(first) + sum(2 * math.sqrt(f) for f in (second, *columns) if f > 1)
-        return 2 * verified.gamma(2 * max(first, *columns) + 16, dtype) * spread
+        rows, (first, second) = self._factors
+        spread = (first + 2) / math.sqrt(first) + sum(2 * math.sqrt(f) for f in (second, *rows) if f > 1)
+        return 2 * verified.gamma(2 * max(first, *rows) + 16, dtype) * spread
 
     def _tap_phases(self, kernel: Tensor, stride: int, *, weighted: bool = False) -> Tensor:
         sizes = (kernel.shape[2], kernel.shape[3])
@@ -167,19 +190,16 @@ def _remainder_first(first: int, second: int) -> Tensor:
 
 
 def _run(stages: list[Stage], data: Tensor, out: Tensor | None) -> Tensor:
-    """`data` multiplied by one stage after the other, the last of which writes to `out` if given."""
-    for i, (count, matrices) in enumerate(stages):
-        data = data.reshape(count, matrices.shape[2], -1)
-        shape = (count, matrices.shape[1], data.shape[2])
+    """`data` through one stage after the other, the last of which writes to `out` if given."""
+    for i, stage in enumerate(stages):
+        data = stage.arranged(data)
+        shape = (stage.count, stage.matrices.shape[1], data.shape[2])
         memory = None
         if i + 1 == len(stages):
             memory = None if out is None else out.view(shape)
         elif may_overwrite(data):
             memory = scratch(f"stage {i % 2}", shape, data)
-        if count == 1:
-            data = torch.mm(matrices[0], data[0], out=None if memory is None else memory[0])
-        else:
-            data = torch.bmm(matrices.expand(count, -1, -1), data, out=memory)
+        data = torch.bmm(stage.matrices.expand(stage.count, -1, -1), data, out=memory)
     return data
 
 
@@ -192,7 +212,7 @@ def stacked(symbol: Tensor) -> Tensor:
     """The real matrices (frequencies, 2 n_out, 2 n_in) that multiply with a symbol."""
     count, rows, inner = symbol.shape
     real, imaginary = symbol.view(count, 2, rows // 2, inner).unbind(1)
-    result = symbol.new_empty(count, 2, rows // 2, 2, inner)
+    result = recycled(symbol, (count, 2, rows // 2, 2, inner))
     result[:, :, :, 0] = symbol.view(count, 2, rows // 2, inner)
     result[:, 0, :, 1] = -imaginary
     result[:, 1, :, 1] = real
@@ -216,52 +236,83 @@ def _angles(frequencies: Tensor, positions: Tensor, size: int) -> Tensor:
     return (frequencies[:, None] * positions % size).double() * (2 * math.pi / size)
 
 
-def _complex_stage(angle: Tensor) -> Tensor:
-    """(…, F, P) angles as real matrices (…, 2F, 2P) from (part, position) to (frequency, part)."""
+def _real_form(angle: Tensor) -> Tensor:
+    """Multiplication by e^(−i·angle), (…, p, q), as real numbers (…, p, part, q, part)."""
     cos, sin = angle.cos(), angle.sin()
-    return torch.stack([torch.cat([cos, sin], -1), torch.cat([-sin, cos], -1)], dim=-2).flatten(-3, -2)
+    return torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], dim=-3)
 
 
-def _stages(torus: Torus) -> list[Stage]:
-    """The matrices (count or 1, p, q) of the transform, each applied to what is then seen as (count, q, all else).
+def _factor_matrices(torus: Torus) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """What transforms the factors of the width and then those of the height: (frequency, part, position) for the first,
+    (frequency, part, position, part) for the others, one of those per frequency of the first factor for a second one.
 
     A side N₁N₂ is transformed over n₁ of n = N₂n₁ + n₂, then over n₂ with what depends on both (Cooley & Tukey 1965):
     X(k₁ + N₁k₂) = Σ_{n₂} e^(−2πi n₂(k₁ + N₁k₂)/N) Σ_{n₁} e^(−2πi n₁k₁/N₁) x(N₂n₁ + n₂).
     """
+
+    def second(frequencies: Tensor, factor: int, side: int) -> Tensor | None:
+        if factor == 1:
+            return None
+        return _real_form(_angles(frequencies, torch.arange(factor), side).view(-1, factor, factor))
+
     (h1, h2), (w1, w2) = torus._factors
-    angle = _angles(torch.arange(h1 // 2 + 1), torch.arange(h1), h1)
-    stages = [(1, torch.stack([angle.cos(), -angle.sin()], dim=1).flatten(0, 1)[None])]
-    if h2 > 1:
-        angle = _angles(torus.row_frequencies, torch.arange(h2), torus.height).view(-1, h2, h2)
-        stages.append((len(angle), _complex_stage(angle)))
-    stages.append((torus.rows, _complex_stage(_angles(torch.arange(w1), torch.arange(w1), w1))[None]))
-    if w2 > 1:
-        angle = _angles(torus.column_frequencies, torch.arange(w2), torus.width).view(-1, w2, w2)
-        stages.append((torus.rows * w1, _complex_stage(angle).repeat(torus.rows, 1, 1)))
-    return stages
+    width = _real_form(_angles(torch.arange(w1 // 2 + 1), torch.arange(w1), w1))[..., 0]
+    height = _real_form(_angles(torch.arange(h1), torch.arange(h1), h1))
+    columns, rows = torus.column_frequencies, torus.row_frequencies
+    return width, second(columns, w2, torus.width), height, second(rows, h2, torus.height)
 
 
 @_constant
 def _forward_stages(torus: Torus, dtype: torch.dtype, device: torch.device) -> list[Stage]:
-    return [(count, matrices.to(device, dtype)) for count, matrices in _stages(torus)]
+    (h1, h2), (w1, w2) = torus._factors
+    h, w, k1, columns = torus.height, torus.width, w1 // 2 + 1, torus.columns
+    first, second, third, fourth = _factor_matrices(torus)
+    # The order of what a product contracts is such that the next one needs no copy where a side is not factored.
+    if second is None:
+        stages = [Stage((h, w), (0, 1), h, first.transpose(0, 1).reshape(1, -1, w1))]
+        exchange: Exchange = (h1, h2, 2, columns), (3, 0, 2, 1)
+    else:
+        matrices = second.transpose(1, 2).transpose(3, 4).reshape(k1, 2 * w2, 2 * w2)
+        stages = [
+            Stage((h, w1), (0, 1), h, first.reshape(1, -1, w1)),
+            Stage((h * k1, 2 * w2), (0, 1), h * k1, matrices.repeat(h, 1, 1)),
+        ]
+        exchange = (h1, h2, k1, 2, w2), (2, 4, 0, 3, 1)
+    stages.append(Stage(*exchange, columns, third.reshape(1, 2 * h1, 2 * h1)))
+    if fourth is not None:
+        matrices = fourth.transpose(3, 4).reshape(h1, 2 * h2, 2 * h2)
+        stages.append(Stage((columns * h1, 2 * h2), (0, 1), columns * h1, matrices.repeat(columns, 1, 1)))
+    return [replace(stage, matrices=stage.matrices.to(device, dtype)) for stage in stages]
 
 
 @_constant
 def _inverse_stages(torus: Torus, dtype: torch.dtype, device: torch.device) -> list[Stage]:
-    (_, first), *others = _stages(torus)
-    weights = _row_weights(torus._factors[0][0]).repeat_interleave(2) / (torus.height * torus.width)
-    backwards = [*others[::-1], (1, first * weights[:, None])]
-    return [(count, matrices.mT.to(device, dtype).contiguous()) for count, matrices in backwards]
+    (h1, h2), (w1, w2) = torus._factors
+    h, k1, columns = torus.height, w1 // 2 + 1, torus.columns
+    first, second, third, fourth = _factor_matrices(torus)
+    first = first * (_half_weights(w1) / (torus.height * torus.width))[:, None, None]
+    stages = []
+    if fourth is not None:
+        matrices = fourth.permute(0, 4, 3, 1, 2).reshape(h1, 2 * h2, 2 * h2)
+        stages.append(Stage((columns * h1, 2 * h2), (0, 1), columns * h1, matrices.repeat(columns, 1, 1)))
+    stages.append(Stage((columns, 2 * h1), (0, 1), columns, third.permute(3, 2, 0, 1).reshape(1, 2 * h1, 2 * h1)))
+    exchange: Exchange = (k1, w2, 2, h1, h2), (3, 4, 0, 1, 2)
+    if second is not None:
+        matrices = second.permute(0, 4, 3, 1, 2).reshape(k1, 2 * w2, 2 * w2)
+        stages.append(Stage(*exchange, h * k1, matrices.repeat(h, 1, 1)))
+        exchange = (h, 2 * k1), (0, 1)
+    stages.append(Stage(*exchange, h, first.permute(2, 0, 1).reshape(1, w1, 2 * k1)))
+    return [replace(stage, matrices=stage.matrices.to(device, dtype)) for stage in stages]
 
 
 @_constant
 def _weights(torus: Torus, dtype: torch.dtype, device: torch.device) -> Tensor:
-    first, second = torus._factors[0]
-    weights = _row_weights(first).repeat_interleave(second * torus.width) / (torus.height * torus.width)
+    first, second = torus._factors[1]
+    weights = _half_weights(first).repeat_interleave(second * torus.height) / (torus.height * torus.width)
     return weights.to(device, dtype)
 
 
-def _row_weights(first: int) -> Tensor:
+def _half_weights(first: int) -> Tensor:
     """How many frequencies of a real signal those with remainder 0, …, ⌊first/2⌋ stand for: themselves and mirrors."""
     weights = torch.full((first // 2 + 1,), 2.0, dtype=torch.float64)
     weights[0] = 1
@@ -277,7 +328,7 @@ def _tap_phases(
     """(frequencies · part · phases out · phases in, taps): what each tap gives to a symbol, times the weight or not."""
     rows = _axis_phases(torus.height, torus.row_frequencies, torus.phases, sizes[0], stride)
     columns = _axis_phases(torus.width, torus.column_frequencies, torus.phases, sizes[1], stride)
-    both = torch.einsum("fabt,gcdu->fgacbdtu", rows, columns)
+    both = torch.einsum("fabt,gcdu->gfacbdtu", rows, columns)
     parts = torch.view_as_real(both).reshape(torus.frequencies, -1, sizes[0] * sizes[1], 2).permute(0, 3, 1, 2)
     if weighted:
         parts = parts * _weights(torus, torch.float64, torch.device("cpu"))[:, None, None, None]

@@ -21,8 +21,7 @@ from splitting.operators import Operator
 class State(NamedTuple):
     """One iterate.
 
-    carry: all that the next step needs; for the methods without memory it is the fixed-point variable, a tensor. It is
-    valid as long as the iteration it comes from.
+    carry: all that the next step needs; for the methods without memory it is the fixed-point variable, a tensor.
     value: the approximate solution, (batch, *state_shape); the next step may overwrite it.
     gap: upper bound (up to rounding) on ‖r‖_Λ per sample for some r ∈ A·value − c + ∂f(value).
     """

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from splitting.inclusion import Inclusion
 from splitting.operators import Operator
-from splitting.scratch import lend
+from splitting.scratch import recycled
 from splitting.solvers.base import Iteration, State, SteppedSolver
 from splitting.steps import best_step
 
@@ -49,25 +49,21 @@ class DouglasRachford(PeacemanRachford):
 
 
 class _PeacemanRachford(Iteration):
-    """s and p take turns in two tensors, z has a third: a step allocates nothing of the size of a state.
-
-    Those of s and p are lent: a carry is valid as long as its iteration lives.
-    """
+    """s and p take turns in two tensors, z has a third: a step allocates nothing of the size of a state."""
 
     def __init__(self, problem: Inclusion, alpha: float) -> None:
         self.problem, self.alpha = problem, alpha
         self.resolvent = problem.operator.resolvent(alpha)
         source = problem.operator.arranged(problem.source)
-        self.shift = torch.mul(source, alpha, out=lend(self, source))
+        self.shift = torch.mul(source, alpha, out=recycled(source))
         # r = (A − I/α)(z⁺ − Vs) and z⁺ − Vs = (s⁺ − s)/2
         self.rate = problem.operator.distance_bound(1 / alpha) / 2
-        self.z = torch.empty_like(source)
-        self.spare = lend(self, source)
+        self.z, self.spare = recycled(source), recycled(source)
 
     def init(self, guess: Tensor | None) -> Tensor:
         if guess is None:
             # Where A = I/α, the solution is prox_{αf}(αc), with u = αc and s = 2z.
-            return self.problem.prox.prox(self.shift, self.alpha, lend(self, self.shift)).mul_(2)
+            return self.problem.prox.prox(self.shift, self.alpha, recycled(self.shift)).mul_(2)
         # u = z + α(c − Az), so s = z + αAz.
         return torch.add(guess, self.problem.operator.apply(guess), alpha=self.alpha)
 
