@@ -31,11 +31,16 @@ Spectra = list[Tensor]
 
 @dataclass(frozen=True)
 class _Symbols:
-    """What the kernels are in the frequency domain, tier by tier: the stacked F and D, and the symbols of A_ii."""
+    """What the kernels are in the frequency domain: the symbols of A_ii, the stacked D_i and F_{i+1}."""
 
-    F: Spectra
-    D: Spectra
     A: Spectra
+    D: Spectra
+    F: Spectra
+
+    @property
+    def couplings(self) -> list[tuple[Tensor, Tensor]]:
+        """D_i and F_{i+1}, of which 2F_{i+1}ᵀD_i is made."""
+        return list(zip(self.D, self.F, strict=True))
 
     @cached_property
     def stacked_A(self) -> Spectra:
@@ -82,12 +87,12 @@ class MultiscaleOperator(Operator):
 
     def apply(self, z: Tensor) -> Tensor:
         symbols = self._symbols()
-        links = [_Link(symbols.D[i], symbols.F[i + 1].mT, i) for i in range(len(symbols.D))]
+        links = [_Link(D, F.mT, i) for i, (D, F) in enumerate(symbols.couplings)]
         return self._multiply(symbols.stacked_A, links, z)
 
     def _apply_adjoint(self, z: Tensor) -> Tensor:
         symbols = self._symbols()
-        links = [_Link(symbols.F[i + 1], symbols.D[i].mT, i, up=True) for i in range(len(symbols.D))]
+        links = [_Link(F, D.mT, i, up=True) for i, (D, F) in enumerate(symbols.couplings)]
         return self._multiply([s.mT for s in symbols.stacked_A], links, z)
 
     def _multiply(self, diagonal: Spectra, links: list[_Link], z: Tensor) -> Tensor:
@@ -111,12 +116,12 @@ class MultiscaleOperator(Operator):
         symbols = self._symbols()
         inverses = [_invert_symbol(symbol, alpha) for symbol in symbols.A]
         down, up = [], []
-        for i in range(len(symbols.D)):
+        for i, (D, F) in enumerate(symbols.couplings):
             # What leaves a tier is D V x or, in the adjoint, F Vᵀ x: one product instead of two.
-            leaving = stacked((symbols.D[i] @ inverses[i]).mul_(2 * alpha))
-            down.append(_Link(leaving, symbols.F[i + 1].mT, i))
-            rising = stacked((symbols.F[i + 1] @ adjoint(inverses[i + 1])).mul_(2 * alpha))
-            up.append(_Link(rising, symbols.D[i].mT, i, up=True))
+            leaving = stacked((D @ inverses[i]).mul_(2 * alpha))
+            down.append(_Link(leaving, F.mT, i))
+            rising = stacked((F @ adjoint(inverses[i + 1])).mul_(2 * alpha))
+            up.append(_Link(rising, D.mT, i, up=True))
         return _Substitution(self._layout, [_cayley(inverse) for inverse in inverses], down, up)
 
     @property
@@ -137,17 +142,17 @@ class MultiscaleOperator(Operator):
             return diagonal
         relative = exact._symbol_rounding(torch.float64)
         sizes = exact._kernel_sizes()
-        F = [_norm(s, relative * f) for s, (f, _, _) in zip(symbols.F, sizes, strict=True)]
+        F = [_norm(s, relative * f) for s, (f, _, _) in zip(symbols.F, sizes[1:], strict=True)]
         D = [_norm(s, relative * d) for s, (_, _, d) in zip(symbols.D, sizes, strict=False)]
-        return verified.round_up(diagonal + max(2 * f * d for f, d in zip(F[1:], D, strict=True)))
+        return verified.round_up(diagonal + max(2 * f * d for f, d in zip(F, D, strict=True)))
 
     @property
     def frobenius(self) -> float:
         def compute() -> float:
             symbols = self._symbols()
             squares = sum(_squared_size(t, s) for t, s in zip(self._layout.toruses, symbols.A, strict=True))
-            for i, D in enumerate(symbols.D):
-                largest = _frobenius(_unstacked(symbols.F[i + 1])).amax().square()
+            for i, (D, F) in enumerate(symbols.couplings):
+                largest = _frobenius(_unstacked(F)).amax().square()
                 squares = squares + 4 * largest * _squared_size(self._layout.toruses[i], _unstacked(D))
             return math.sqrt(float(squares))
 
@@ -160,14 +165,17 @@ class MultiscaleOperator(Operator):
         return centre + self.distance_bound(centre)
 
     def distance_bound(self, shift: float) -> float:
-        """max over ω of √(‖·‖₁‖·‖∞) of the diagonal blocks Â(ω) − shift·I, plus what couples tiers."""
+        """max over ω of a bound on the 2-norm of the diagonal blocks Â(ω) − shift·I, plus what couples tiers."""
 
         def compute() -> float:
-            symbols = self._symbols()
-            diagonal = torch.stack([_two_norm_bound(s, shift) for s in symbols.A]).amax()
-            F, D = ([_two_norm_bound(_unstacked(s)) for s in pair] for pair in (symbols.F[1:], symbols.D))
-            links = [2 * f * d for f, d in zip(F, D, strict=True)]
-            return float(diagonal + torch.stack(links).amax() if links else diagonal)
+            symbols, (_, F, _, _) = self._symbols(), self._kernels()
+            bound = torch.stack([_two_norm_bound(s, shift) for s in symbols.A]).amax()
+            # Seen on its whole torus, instead of as four images, F has the same norm and smaller matrices.
+            same = [_two_norm_bound(Torus(*s).symbol(f)) for s, f in zip(self._layout.sizes[1:], F[1:], strict=True)]
+            down = [_two_norm_bound(_unstacked(d)) for d in symbols.D]
+            if down:
+                bound = bound + 2 * (torch.stack(same) * torch.stack(down)).amax()
+            return float(bound)
 
         return self._cached(("distance_bound", shift), compute)
 
@@ -216,13 +224,19 @@ class MultiscaleOperator(Operator):
         return [(size(f, t.phases), size(g, t.phases), d) for f, g, d, t in zip(F, G, downs, toruses, strict=True)]
 
     def _symbol_rounding(self, dtype: torch.dtype) -> float:
-        """Upper bound on the error of a computed symbol, relative to its kernel's size."""
-        return verified.gamma(max(k.shape[2] * k.shape[3] for k in self.tensors[1:]) + 24, dtype)
+        """Upper bound on the error of a computed symbol, that of A_ii included, relative to its kernel's size."""
+        return verified.gamma(4 * self._taps + 24, dtype)
+
+    @property
+    def _taps(self) -> int:
+        """Number of entries, in space, of the largest kernel."""
+        return max(k.shape[2] * k.shape[3] for k in self.tensors[1:])
 
     def _symbol_errors(self, dtype: torch.dtype) -> list[float]:
         """Upper bounds, per tier, on ‖fl(Â(ω)) − Â(ω)‖₂ where the symbols are computed in `dtype`."""
         _, F, _, D = self._kernels()
-        products = verified.gamma(16 * max(max(k.shape[:2]) for k in (*F, *D)) + 64, dtype)
+        # FᵀF is a sum over channels and taps, DᵀD one over channels.
+        products = verified.gamma(16 * self._taps * max(max(k.shape[:2]) for k in (*F, *D)) + 64, dtype)
         relative = 4 * (self._symbol_rounding(dtype) + products)
         return [
             relative * (float(self.tensors[0].detach()) + f * f + d * d + 2 * g) for f, g, d in self._kernel_sizes()
@@ -237,31 +251,25 @@ class MultiscaleOperator(Operator):
         symbols, toruses, layout = self._symbols(), self._layout.toruses, self._layout
         qs, zs = self._analyse(q, "q"), self._analyse(z)
         m, F, G, D = self._kernels()
-        m_gradient = torch.zeros_like(m)
-        F_parts, D_parts, G_gradients = [], [], []
-        for i, torus in enumerate(toruses):
+        m_gradients, F_gradients, G_gradients, D_gradients = [], [], [], []
+        for i, (torus, f, g) in enumerate(zip(toruses, F, G, strict=True)):
             P = torus.correlate(qs[i], zs[i])
-            F_parts.append(_times_hermitian(symbols.F[i], P))
-            skew = torus.kernel_gradient(P, G[i])
-            G_gradients.append(skew - _transposed(skew))
+            block = torus.kernel_gradient(P, _block_kernel(m, f, g))
+            m_gradients.append((block * _centre(block)).sum())
+            F_gradients.append(_autocorrelation_gradient(block, f))
+            G_gradients.append(_resized(block - _transposed(block), g.shape[2:]))
             if i < len(D):
-                D_parts.append(_times_hermitian(symbols.D[i], P))
-            m_gradient = m_gradient + P.diagonal(dim1=1, dim2=2).sum(1) @ torus.weights(P)
-        for i in range(len(D)):
+                D_gradients.append(torus.kernel_gradient(_times_hermitian(symbols.D[i], P), D[i], stride=2))
+        for i, (down, same) in enumerate(symbols.couplings):
             # 2⟨F q_{i+1}, D z_i⟩
             upper, lower = toruses[i], toruses[i + 1]
-            below = layout.descend(i, _synthesised("passed", upper, _product("emitted", symbols.D[i], zs[i])))
+            below = layout.descend(i, _synthesised("passed", upper, _product("emitted", down, zs[i])))
             correlation = lower.correlate(_analysed("moved", lower, below), qs[i + 1])
-            F_parts[i + 1] = F_parts[i + 1] + 2 * correlation
-            above = layout.ascend(i, _synthesised("passed", lower, _product("emitted", symbols.F[i + 1], qs[i + 1])))
+            F_gradients[i + 1] = F_gradients[i + 1] + 2 * lower.kernel_gradient(correlation, F[i + 1])
+            above = layout.ascend(i, _synthesised("passed", lower, _product("emitted", same, qs[i + 1])))
             correlation = upper.correlate(_analysed("moved", upper, above), zs[i])
-            D_parts[i] = D_parts[i] + 2 * correlation
-        return (
-            m_gradient,
-            *(t.kernel_gradient(s, k) for t, s, k in zip(toruses, F_parts, F, strict=True)),
-            *G_gradients,
-            *(t.kernel_gradient(s, k, stride=2) for t, s, k in zip(toruses, D_parts, D, strict=False)),
-        )
+            D_gradients[i] = D_gradients[i] + 2 * upper.kernel_gradient(correlation, D[i], stride=2)
+        return (torch.stack(m_gradients).sum(), *F_gradients, *G_gradients, *D_gradients)
 
     def _kernels(self) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
         tiers = len(self._layout.channels)
@@ -277,14 +285,12 @@ class MultiscaleOperator(Operator):
     def _transform_kernels(self) -> _Symbols:
         m, F, G, D = self._kernels()
         toruses = self._layout.toruses
-        same = [stacked(t.symbol(f)) for t, f in zip(toruses, F, strict=True)]
+        same = [stacked(t.symbol(f)) for t, f in zip(toruses[1:], F[1:], strict=True)]
         down = [stacked(t.symbol(d, stride=2)) for t, d in zip(toruses, D, strict=False)]
-        diagonal = []
-        for i, (torus, f, g) in enumerate(zip(toruses, same, G, strict=True)):
-            block = torch.baddbmm(torus.symbol(g - _transposed(g) + m * _centre(g)), f.mT, _unstacked(f))
-            block = torch.baddbmm(block, down[i].mT, _unstacked(down[i])) if i < len(down) else block
-            diagonal.append(block)
-        return _Symbols(same, down, diagonal)
+        diagonal = [t.symbol(_block_kernel(m, f, g)) for t, f, g in zip(toruses, F, G, strict=True)]
+        for i, d in enumerate(down):
+            diagonal[i] = torch.baddbmm(diagonal[i], d.mT, _unstacked(d))
+        return _Symbols(diagonal, down, same)
 
     def norm(self, z: Tensor) -> Tensor:
         if not may_overwrite(z):
@@ -328,7 +334,7 @@ class ConvolutionOperator(MultiscaleOperator):
 
         def prove() -> float:
             exact = self.double()
-            F = exact._symbols().F[0]
+            F = stacked(self._layout.toruses[0].symbol(exact.tensors[1]))
             error = exact._symbol_errors(torch.float64)[0]
             least = min(verified.smallest_eigenvalue(f.mT @ f, perturbation=error) for f in F.split(_CHUNK))
             return max(verified.round_down(float(self.tensors[0].detach()) + least), float(self.tensors[0].detach()))
@@ -431,6 +437,42 @@ def _product(slot: str, symbol: Tensor, spectrum: Tensor) -> Tensor:
     return torch.bmm(symbol, spectrum, out=scratch(slot, shape, spectrum) if may_overwrite(symbol, spectrum) else None)
 
 
+def _block_kernel(m: Tensor, F: Tensor, G: Tensor) -> Tensor:
+    """The kernel of mI + FᵀF + G − Gᵀ."""
+    square = _autocorrelation(F)
+    sides = [max(pair) for pair in zip(square.shape[2:], G.shape[2:], strict=True)]
+    return _resized(square, sides) + _resized(G - _transposed(G) + m * _centre(G), sides)
+
+
+def _autocorrelation(F: Tensor) -> Tensor:
+    """The kernel of FᵀF, with sides 2k − 1: Σ_t F_tᵀ F_{t+d} at d."""
+    height, width = F.shape[2:]
+    total = F.new_zeros(())
+    for a in range(height):
+        for b in range(width):
+            term = torch.einsum("oi,ojuv->ijuv", F[:, :, a, b], F)
+            total = total + functional.pad(term, (width - 1 - b, b, height - 1 - a, a))
+    return total
+
+
+def _autocorrelation_gradient(gradient: Tensor, F: Tensor) -> Tensor:
+    """∂/∂F of ⟨gradient, `_autocorrelation`(F)⟩, for a gradient with sides of at least 2k − 1."""
+    height, width = F.shape[2:]
+    even = _resized(gradient + _transposed(gradient), (2 * height - 1, 2 * width - 1))
+    taps = []
+    for a in range(height):
+        for b in range(width):
+            reached = even[:, :, height - 1 - a : 2 * height - 1 - a, width - 1 - b : 2 * width - 1 - b]
+            taps.append(torch.einsum("ojuv,ijuv->oi", F, reached))
+    return torch.stack(taps, 2).view_as(F)
+
+
+def _resized(kernel: Tensor, sides: Sequence[int]) -> Tensor:
+    """The kernel with odd `sides` around the same centre: zeros appended, or entries cut off."""
+    height, width = ((new - old) // 2 for new, old in zip(sides, kernel.shape[2:], strict=True))
+    return functional.pad(kernel, (width, width, height, height))
+
+
 def _transposed(kernel: Tensor) -> Tensor:
     """The kernel of the adjoint correlation."""
     return kernel.transpose(0, 1).flip(2, 3)
@@ -503,14 +545,19 @@ def _norm(matrices: Tensor, error: float) -> float:
 
 
 def _two_norm_bound(symbol: Tensor, shift: float = 0.0) -> Tensor:
-    """√(‖·‖₁‖·‖∞) ≥ ‖·‖₂ of symbol − shift·I, the largest over all frequencies."""
-    real, imaginary = symbol.chunk(2, 1)
-    squares = real.square().addcmul_(imaginary, imaginary)
-    if shift:
-        diagonal = real.diagonal(dim1=1, dim2=2) - shift
-        squares.diagonal(dim1=1, dim2=2).copy_(diagonal.square() + imaginary.diagonal(dim1=1, dim2=2).square())
-    sizes = squares.sqrt_()
-    return (sizes.sum(1).amax(1) * sizes.sum(2).amax(1)).sqrt().amax()
+    """Upper bound on ‖symbol − shift·I‖₂ at every frequency: of √(‖·‖₁‖·‖∞) and the Schatten 4-norm ‖BᴴB‖_F^½ the
+    less, the largest over all frequencies."""
+    n = symbol.shape[2]
+    size = (_frobenius(symbol).amax() + abs(shift) * math.sqrt(n)).clamp_min(torch.finfo(symbol.dtype).tiny)
+    # Relative to the largest, fourth powers neither overflow nor underflow where it matters.
+    scaled = torch.div(symbol, size, out=recycled(symbol))
+    scaled.diagonal(dim1=1, dim2=2).sub_(shift / size)
+    real, imaginary = scaled.chunk(2, 1)
+    sizes = scratch("sizes", tuple(real.shape), real).copy_(real).square_().addcmul_(imaginary, imaginary).sqrt_()
+    product = sizes.sum(1).amax(1) * sizes.sum(2).amax(1)
+    mixed = real.mT @ imaginary
+    gram = _frobenius(scaled.mT @ scaled).square_() + _frobenius(mixed - mixed.mT).square_()
+    return torch.minimum(product, gram.sqrt_()).amax().sqrt() * size
 
 
 def _squared_size(torus: Torus, symbol: Tensor) -> Tensor:
