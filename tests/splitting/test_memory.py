@@ -12,6 +12,8 @@ from torch import Tensor
 import splitting
 from splitting.operators import torus
 from splitting.scratch import _local as scratch_memory
+from splitting.scratch import _waiting as waiting
+from splitting.scratch import recycled
 from tests.registry import DTYPES, SMALL_OPERATORS, SOLVERS
 from tests.splitting.problems import known
 
@@ -46,9 +48,11 @@ def same(results: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:
 
 
 def spoil() -> None:
-    """Overwrite every buffer that this thread keeps for intermediate results of these problems."""
+    """Overwrite every buffer that is kept for intermediate results of these problems."""
     for buffer in scratch_memory.kept.values():
         buffer.fill_(torch.nan)
+    for memory in waiting:
+        memory.fill(255)
 
 
 CASES = [(operator, dtype, batch) for operator in CONVOLUTIONS for dtype in DTYPES for batch in (1, 4)]
@@ -91,6 +95,68 @@ def test_two_threads_at_once() -> None:
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(lambda case: work(*case), 3 * cases))
     assert all(same(results, expected) for results, expected in zip(together, 3 * alone, strict=True))
+
+
+LARGE = torch.ones(512, 1024)  # 2 MiB
+
+# Ways to go on sharing the memory of a tensor that itself is gone.
+HOLDERS: dict[str, Callable[[Tensor], object]] = {
+    "itself": lambda t: t,
+    "a view": lambda t: t[3, 5:7],
+    "a tensor without a graph": lambda t: t.detach(),
+    "another dtype": lambda t: t.view(torch.int32),
+    "its storage": lambda t: t.untyped_storage(),
+    "an array": lambda t: t.numpy(),
+    "a tensor that a graph needs": lambda t: torch.ones((), requires_grad=True) * t,
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_recycled_memory_is_free_only_when_nobody_shares_it(holder: str) -> None:
+    """A new tensor gets the memory of an old one when the last that shares it is gone, not before."""
+    tensor = recycled(LARGE).fill_(1)
+    address = tensor.data_ptr()
+    held = HOLDERS[holder](tensor)
+    del tensor
+    other = recycled(LARGE).fill_(2)
+    assert other.data_ptr() != address
+    if isinstance(held, Tensor) and held.requires_grad:
+        held.sum().backward()
+    del held
+    assert recycled(LARGE).data_ptr() == address
+    assert (other == 2).all()
+
+
+def test_recycled_memory_of_operators() -> None:
+    """Nothing keeps what an operator and its resolvent are made of once they are gone: no references in a circle."""
+    F, G = (0.1 * torch.randn(48, 48, 3, 3) for _ in range(2))
+    z = torch.randn(2, 48, 12, 12)
+
+    def matrices() -> set[int]:
+        A = splitting.ConvolutionOperator(F, G, 1.0, (12, 12))
+        A.apply(z)
+        return {A.resolvent(0.5).cayley[0].data_ptr(), A._symbols().stacked_A[0].data_ptr()}
+
+    assert matrices() == matrices()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_recycled_tensors_are_like_new_ones(dtype: torch.dtype) -> None:
+    """Shape, dtype and strides are those of torch.empty_like, also where memory is used again."""
+    for like in (LARGE.to(dtype), LARGE.to(dtype).mT, LARGE.to(dtype)[:, ::2], LARGE.to(dtype)[:0], torch.ones(3)):
+        for _ in range(2):
+            made, expected = recycled(like), torch.empty_like(like)
+            assert (made.shape, made.dtype, made.stride()) == (expected.shape, expected.dtype, expected.stride())
+        assert recycled(like, (2, 512, 512)).shape == (2, 512, 512)
+    assert torch.func.vmap(lambda t: recycled(t).copy_(t))(LARGE).equal(LARGE)
+
+
+def test_little_memory_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits longest goes back to the system when too much waits."""
+    monkeypatch.setattr("splitting.scratch._MOST_WAITING", 3 * LARGE.nbytes)
+    held = [recycled(LARGE) for _ in range(5)]
+    del held
+    assert sum(map(len, waiting)) <= 3 * LARGE.nbytes
 
 
 @pytest.fixture
