@@ -18,7 +18,8 @@ from mondeq.parameterizations.base import StronglyMonotone, check_count, flat_in
 from splitting import verified
 from splitting.errors import InvalidArgument
 from splitting.operators.layout import Layout
-from splitting.operators.torus import Torus, as_complex, stacked
+from splitting.operators.symbols import as_complex, stacked
+from splitting.operators.torus import Torus
 
 
 class _Convolutional(StronglyMonotone):

@@ -16,15 +16,35 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from splitting import verified
-from splitting.errors import InvalidArgument, InvalidType
+from splitting.errors import InvalidType
 from splitting.operators.base import AdjointView, Operator, Resolvent, is_transformed
-from splitting.operators.inverse import complex_inverse, verify_inverse
+from splitting.operators.kernels import (
+    autocorrelation_gradient,
+    block_kernel,
+    centre,
+    check_kernels,
+    resized,
+    scalar,
+    transposed,
+)
 from splitting.operators.layout import ImageLayout, Layout
-from splitting.operators.torus import Torus, adjoint, stacked
-from splitting.scratch import may_overwrite, recycled, scratch
+from splitting.operators.symbols import (
+    CHUNK,
+    adjoint,
+    cayley,
+    cayley_norm,
+    frobenius,
+    inverted,
+    spectral_norm,
+    stacked,
+    times_hermitian,
+    two_norm_bound,
+    unstacked,
+)
+from splitting.operators.torus import Torus
+from splitting.scratch import may_overwrite, scratch
 
 Spectra = list[Tensor]
 
@@ -69,8 +89,8 @@ class MultiscaleOperator(Operator):
         m: float | Tensor,
         sizes: Sequence[tuple[int, int]],
     ) -> None:
-        _check_kernels(F, G, D, sizes)
-        m = _scalar(m, F[0])
+        check_kernels(F, G, D, sizes)
+        m = scalar(m, F[0])
         channels = tuple(kernel.shape[1] for kernel in F)
         self.tensors = (m, *F, *G, *D)
         self._layout = Layout(tuple((int(h), int(w)) for h, w in sizes), channels)
@@ -114,7 +134,7 @@ class MultiscaleOperator(Operator):
 
     def _invert(self, alpha: float) -> _Substitution:
         symbols = self._symbols()
-        inverses = [_invert_symbol(symbol, alpha) for symbol in symbols.A]
+        inverses = [inverted(symbol, alpha) for symbol in symbols.A]
         down, up = [], []
         for i, (D, F) in enumerate(symbols.couplings):
             # What leaves a tier is D V x or, in the adjoint, F Vᵀ x: one product instead of two.
@@ -122,7 +142,7 @@ class MultiscaleOperator(Operator):
             down.append(_Link(leaving, F.mT, i))
             rising = stacked((F @ adjoint(inverses[i + 1])).mul_(2 * alpha))
             up.append(_Link(rising, D.mT, i, up=True))
-        return _Substitution(self._layout, [_cayley(inverse) for inverse in inverses], down, up)
+        return _Substitution(self._layout, [cayley(inverse) for inverse in inverses], down, up)
 
     @property
     def strong_monotonicity(self) -> float:
@@ -137,13 +157,13 @@ class MultiscaleOperator(Operator):
         """Σ over diagonals of the largest block norm: ‖A_ii‖ are those of their symbols, the rest products of two."""
         exact = self.double()
         symbols = exact._symbols()
-        diagonal = max(map(_norm, symbols.stacked_A, exact._symbol_errors(torch.float64)))
+        diagonal = max(map(spectral_norm, symbols.stacked_A, exact._symbol_errors(torch.float64)))
         if not symbols.D:
             return diagonal
         relative = exact._symbol_rounding(torch.float64)
         sizes = exact._kernel_sizes()
-        F = [_norm(s, relative * f) for s, (f, _, _) in zip(symbols.F, sizes[1:], strict=True)]
-        D = [_norm(s, relative * d) for s, (_, _, d) in zip(symbols.D, sizes, strict=False)]
+        F = [spectral_norm(s, relative * f) for s, (f, _, _) in zip(symbols.F, sizes[1:], strict=True)]
+        D = [spectral_norm(s, relative * d) for s, (_, _, d) in zip(symbols.D, sizes, strict=False)]
         return verified.round_up(diagonal + max(2 * f * d for f, d in zip(F, D, strict=True)))
 
     @property
@@ -152,8 +172,8 @@ class MultiscaleOperator(Operator):
             symbols = self._symbols()
             squares = sum(_squared_size(t, s) for t, s in zip(self._layout.toruses, symbols.A, strict=True))
             for i, (D, F) in enumerate(symbols.couplings):
-                largest = _frobenius(_unstacked(F)).amax().square()
-                squares = squares + 4 * largest * _squared_size(self._layout.toruses[i], _unstacked(D))
+                largest = frobenius(unstacked(F)).amax().square()
+                squares = squares + 4 * largest * _squared_size(self._layout.toruses[i], unstacked(D))
             return math.sqrt(float(squares))
 
         return self._cached("frobenius", compute)
@@ -169,10 +189,10 @@ class MultiscaleOperator(Operator):
 
         def compute() -> float:
             symbols, (_, F, _, _) = self._symbols(), self._kernels()
-            bound = torch.stack([_two_norm_bound(s, shift) for s in symbols.A]).amax()
+            bound = torch.stack([two_norm_bound(s, shift) for s in symbols.A]).amax()
             # Seen on its whole torus, instead of as four images, F has the same norm and smaller matrices.
-            same = [_two_norm_bound(Torus(*s).symbol(f)) for s, f in zip(self._layout.sizes[1:], F[1:], strict=True)]
-            down = [_two_norm_bound(_unstacked(d)) for d in symbols.D]
+            same = [two_norm_bound(Torus(*s).symbol(f)) for s, f in zip(self._layout.sizes[1:], F[1:], strict=True)]
+            down = [two_norm_bound(unstacked(d)) for d in symbols.D]
             if down:
                 bound = bound + 2 * (torch.stack(same) * torch.stack(down)).amax()
             return float(bound)
@@ -184,13 +204,13 @@ class MultiscaleOperator(Operator):
 
         What couples tiers is left out: it decides about transients, not about the rate.
         """
-        return max(_cayley_norm(symbol, alpha) for symbol in self._cached("sample", self._sample))
+        return max(cayley_norm(symbol, alpha) for symbol in self._cached("sample", self._sample))
 
     def _sample(self) -> Spectra:
         """The symbols of A_ii at the frequencies where they are largest, and at some that are evenly spaced."""
         samples = []
         for symbol in self._symbols().A:
-            largest = _frobenius(symbol).topk(min(_SAMPLED, len(symbol))).indices
+            largest = frobenius(symbol).topk(min(_SAMPLED, len(symbol))).indices
             even = torch.arange(0, len(symbol), -(-len(symbol) // _SAMPLED), device=symbol.device)
             samples.append(symbol[torch.cat([largest, even])])
         return samples
@@ -254,12 +274,12 @@ class MultiscaleOperator(Operator):
         m_gradients, F_gradients, G_gradients, D_gradients = [], [], [], []
         for i, (torus, f, g) in enumerate(zip(toruses, F, G, strict=True)):
             P = torus.correlate(qs[i], zs[i])
-            block = torus.kernel_gradient(P, _block_kernel(m, f, g))
-            m_gradients.append((block * _centre(block)).sum())
-            F_gradients.append(_autocorrelation_gradient(block, f))
-            G_gradients.append(_resized(block - _transposed(block), g.shape[2:]))
+            block = torus.kernel_gradient(P, block_kernel(m, f, g))
+            m_gradients.append((block * centre(block)).sum())
+            F_gradients.append(autocorrelation_gradient(block, f))
+            G_gradients.append(resized(block - transposed(block), g.shape[2:]))
             if i < len(D):
-                D_gradients.append(torus.kernel_gradient(_times_hermitian(symbols.D[i], P), D[i], stride=2))
+                D_gradients.append(torus.kernel_gradient(times_hermitian(symbols.D[i], P), D[i], stride=2))
         for i, (down, same) in enumerate(symbols.couplings):
             # 2⟨F q_{i+1}, D z_i⟩
             upper, lower = toruses[i], toruses[i + 1]
@@ -287,9 +307,9 @@ class MultiscaleOperator(Operator):
         toruses = self._layout.toruses
         same = [stacked(t.symbol(f)) for t, f in zip(toruses[1:], F[1:], strict=True)]
         down = [stacked(t.symbol(d, stride=2)) for t, d in zip(toruses, D, strict=False)]
-        diagonal = [t.symbol(_block_kernel(m, f, g)) for t, f, g in zip(toruses, F, G, strict=True)]
+        diagonal = [t.symbol(block_kernel(m, f, g)) for t, f, g in zip(toruses, F, G, strict=True)]
         for i, d in enumerate(down):
-            diagonal[i] = torch.baddbmm(diagonal[i], d.mT, _unstacked(d))
+            diagonal[i] = torch.baddbmm(diagonal[i], d.mT, unstacked(d))
         return _Symbols(diagonal, down, same)
 
     def norm(self, z: Tensor) -> Tensor:
@@ -336,7 +356,7 @@ class ConvolutionOperator(MultiscaleOperator):
             exact = self.double()
             F = stacked(self._layout.toruses[0].symbol(exact.tensors[1]))
             error = exact._symbol_errors(torch.float64)[0]
-            least = min(verified.smallest_eigenvalue(f.mT @ f, perturbation=error) for f in F.split(_CHUNK))
+            least = min(verified.smallest_eigenvalue(f.mT @ f, perturbation=error) for f in F.split(CHUNK))
             return max(verified.round_down(float(self.tensors[0].detach()) + least), float(self.tensors[0].detach()))
 
         return self._cached("strong_monotonicity", prove)
@@ -355,8 +375,6 @@ class _Adjoint(AdjointView):
 _ROWS = 4096
 # Frequencies of each kind at which the rate of an iteration is estimated.
 _SAMPLED = 8
-# Frequencies whose matrices are taken to float64 at a time.
-_CHUNK = 128
 
 
 class _Link:
@@ -437,196 +455,6 @@ def _product(slot: str, symbol: Tensor, spectrum: Tensor) -> Tensor:
     return torch.bmm(symbol, spectrum, out=scratch(slot, shape, spectrum) if may_overwrite(symbol, spectrum) else None)
 
 
-def _block_kernel(m: Tensor, F: Tensor, G: Tensor) -> Tensor:
-    """The kernel of mI + FᵀF + G − Gᵀ."""
-    square = _autocorrelation(F)
-    sides = [max(pair) for pair in zip(square.shape[2:], G.shape[2:], strict=True)]
-    return _resized(square, sides) + _resized(G - _transposed(G) + m * _centre(G), sides)
-
-
-def _autocorrelation(F: Tensor) -> Tensor:
-    """The kernel of FᵀF, with sides 2k − 1: Σ_t F_tᵀ F_{t+d} at d."""
-    height, width = F.shape[2:]
-    total = F.new_zeros(())
-    for a in range(height):
-        for b in range(width):
-            term = torch.einsum("oi,ojuv->ijuv", F[:, :, a, b], F)
-            total = total + functional.pad(term, (width - 1 - b, b, height - 1 - a, a))
-    return total
-
-
-def _autocorrelation_gradient(gradient: Tensor, F: Tensor) -> Tensor:
-    """∂/∂F of ⟨gradient, `_autocorrelation`(F)⟩, for a gradient with sides of at least 2k − 1."""
-    height, width = F.shape[2:]
-    even = _resized(gradient + _transposed(gradient), (2 * height - 1, 2 * width - 1))
-    taps = []
-    for a in range(height):
-        for b in range(width):
-            reached = even[:, :, height - 1 - a : 2 * height - 1 - a, width - 1 - b : 2 * width - 1 - b]
-            taps.append(torch.einsum("ojuv,ijuv->oi", F, reached))
-    return torch.stack(taps, 2).view_as(F)
-
-
-def _resized(kernel: Tensor, sides: Sequence[int]) -> Tensor:
-    """The kernel with odd `sides` around the same centre: zeros appended, or entries cut off."""
-    height, width = ((new - old) // 2 for new, old in zip(sides, kernel.shape[2:], strict=True))
-    return functional.pad(kernel, (width, width, height, height))
-
-
-def _transposed(kernel: Tensor) -> Tensor:
-    """The kernel of the adjoint correlation."""
-    return kernel.transpose(0, 1).flip(2, 3)
-
-
-def _centre(kernel: Tensor) -> Tensor:
-    """The kernel of the identity, shaped like `kernel`."""
-    height, width = kernel.shape[2] // 2, kernel.shape[3] // 2
-    identity = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)[:, :, None, None]
-    return functional.pad(identity, (width, width, height, height))
-
-
-def _unstacked(matrices: Tensor) -> Tensor:
-    """The symbol of which these are the stacked matrices."""
-    return matrices[:, :, : matrices.shape[2] // 2]
-
-
-def _times_hermitian(matrices: Tensor, symbol: Tensor) -> Tensor:
-    """Stacked `matrices` times symbol + symbolᴴ, as a symbol."""
-    n = symbol.shape[2]
-    real, imaginary = symbol.chunk(2, 1)
-    shape = (len(symbol), matrices.shape[1], n)
-    memory = recycled(symbol, shape) if may_overwrite(matrices, symbol) else None
-    result = torch.bmm(matrices, symbol, out=memory)
-    result = torch.baddbmm(result, matrices[..., :n], real.mT, out=memory)
-    return torch.baddbmm(result, matrices[..., n:], imaginary.mT, alpha=-1, out=memory)
-
-
-def _shifted(symbol: Tensor, alpha: float) -> Tensor:
-    """I + α·symbol."""
-    result = torch.mul(symbol, alpha, out=recycled(symbol))
-    result.diagonal(dim1=1, dim2=2).add_(1)
-    return result
-
-
-def _invert_symbol(symbol: Tensor, alpha: float) -> Tensor:
-    """(I + αÂ(ω))⁻¹ as a symbol, verified on a probe at every frequency."""
-    shifted = _shifted(symbol, alpha)
-    inverse = complex_inverse(shifted)
-    ones = torch.ones(symbol.shape[:2], dtype=symbol.dtype, device=symbol.device)
-    verify_inverse(lambda v: _times(shifted, v), lambda v: _times(inverse, v), ones)
-    return inverse
-
-
-def _times(symbol: Tensor, v: Tensor) -> Tensor:
-    """The symbol times one vector (2n) per frequency, real part above imaginary part."""
-    n = symbol.shape[2]
-    parts = symbol @ v.view(-1, 2, n).mT
-    return torch.cat([parts[:, :n, 0] - parts[:, n:, 1], parts[:, n:, 0] + parts[:, :n, 1]], 1)
-
-
-def _cayley(inverse: Tensor) -> Tensor:
-    """The stacked 2V − I for the symbol V, which is overwritten."""
-    inverse.mul_(2).diagonal(dim1=1, dim2=2).sub_(1)
-    return stacked(inverse)
-
-
-def _cayley_norm(symbol: Tensor, alpha: float) -> float:
-    cayley = _cayley(complex_inverse(_shifted(symbol, alpha)))
-    index = torch.arange(4 * cayley.shape[1], dtype=cayley.dtype, device=cayley.device)
-    vectors = torch.cos(index.square()).view(-1, 4).expand(len(cayley), -1, -1)
-    for _ in range(12):
-        vectors = cayley.mT @ (cayley @ functional.normalize(vectors, dim=1))
-    return float(vectors.norm(dim=1).amax().sqrt())
-
-
-def _norm(matrices: Tensor, error: float) -> float:
-    """Proved upper bound on ‖·‖₂ at every frequency, for what is within `error` of these stacked ones (float64)."""
-    return max(verified.spectral_norm(chunk, perturbation=error) for chunk in matrices.split(_CHUNK))
-
-
-def _two_norm_bound(symbol: Tensor, shift: float = 0.0) -> Tensor:
-    """Upper bound on ‖symbol − shift·I‖₂ at every frequency: of √(‖·‖₁‖·‖∞) and the Schatten 4-norm ‖BᴴB‖_F^½ the
-    less, the largest over all frequencies."""
-    n = symbol.shape[2]
-    size = (_frobenius(symbol).amax() + abs(shift) * math.sqrt(n)).clamp_min(torch.finfo(symbol.dtype).tiny)
-    # Relative to the largest, fourth powers neither overflow nor underflow where it matters.
-    scaled = torch.div(symbol, size, out=recycled(symbol))
-    scaled.diagonal(dim1=1, dim2=2).sub_(shift / size)
-    real, imaginary = scaled.chunk(2, 1)
-    sizes = scratch("sizes", tuple(real.shape), real).copy_(real).square_().addcmul_(imaginary, imaginary).sqrt_()
-    product = sizes.sum(1).amax(1) * sizes.sum(2).amax(1)
-    mixed = real.mT @ imaginary
-    gram = _frobenius(scaled.mT @ scaled).square_() + _frobenius(mixed - mixed.mT).square_()
-    return torch.minimum(product, gram.sqrt_()).amax().sqrt() * size
-
-
 def _squared_size(torus: Torus, symbol: Tensor) -> Tensor:
     """Squared Frobenius norm of the map with this symbol."""
-    return _frobenius(symbol).square() @ torus.weights(symbol) * (torus.height * torus.width)
-
-
-def _frobenius(symbol: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(symbol, dim=(1, 2))
-
-
-def _scalar(m: float | Tensor, like: Tensor) -> Tensor:
-    """m as a scalar tensor of the dtype and device of `like`."""
-    if isinstance(m, Tensor):
-        if m.dtype != like.dtype:
-            raise InvalidType(f"`m` is {m.dtype} but the kernels are {like.dtype}; convert one of them")
-        if m.ndim != 0:
-            raise InvalidArgument(f"`m` must be a scalar, got a tensor of shape {tuple(m.shape)}")
-        return m
-    if isinstance(m, bool) or not isinstance(m, (int, float)):
-        raise InvalidType(f"`m` must be a number or a scalar tensor, got {m!r:.80}")
-    if not 0 < m < math.inf:
-        raise InvalidArgument(f"`m` must be finite and > 0, got {m}")
-    return torch.tensor(m, dtype=like.dtype, device=like.device)
-
-
-def _check_kernels(
-    F: Sequence[Tensor], G: Sequence[Tensor], D: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
-) -> None:
-    if not len(F) == len(G) == len(D) + 1 == len(sizes):
-        raise InvalidArgument(
-            f"`F`, `G`, `sizes` must have one entry per tier and `D` one less, got {len(F)}, {len(G)}, {len(sizes)}, "
-            f"{len(D)}"
-        )
-    named = [*(("F", f) for f in F), *(("G", g) for g in G), *(("D", d) for d in D)]
-    for name, kernel in named:
-        if not isinstance(kernel, Tensor) or kernel.ndim != 4:
-            raise InvalidType(f"`{name}` must be kernels (out, in, k, k), got {_described(kernel)}")
-        if kernel.dtype not in (torch.float32, torch.float64):
-            raise InvalidType(f"`{name}` must be float32 or float64, got {kernel.dtype}; convert it")
-        if kernel.dtype != F[0].dtype:
-            raise InvalidType(f"`{name}` is {kernel.dtype} but the first kernel is {F[0].dtype}; convert one of them")
-        if kernel.shape[2] % 2 == 0 or kernel.shape[3] % 2 == 0:
-            raise InvalidArgument(f"`{name}` must have odd sides, got a kernel of {tuple(kernel.shape[2:])}")
-    for i, (height, width) in enumerate(sizes):
-        channels = F[i].shape[1]
-        if channels < 1 or tuple(G[i].shape[:2]) != (channels, channels):
-            raise InvalidArgument(
-                f"`G` of tier {i} must map {channels} channels to {channels}, as `F` has, got {tuple(G[i].shape[:2])}"
-            )
-        reaching = [F[i], G[i], *D[i : i + 1]]
-        if any(k.shape[2] > height or k.shape[3] > width for k in reaching):
-            raise InvalidArgument(f"`sizes` of tier {i} is {height}×{width}, smaller than a kernel on it (`size`)")
-        if i + 1 < len(sizes):
-            _check_descent(i, D[i], (channels, F[i + 1].shape[0]), sizes)
-
-
-def _described(value: object) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.80}"
-
-
-def _check_descent(i: int, kernel: Tensor, channels: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> None:
-    if (kernel.shape[1], kernel.shape[0]) != channels:
-        raise InvalidArgument(
-            f"`D` of tier {i} must map {channels[0]} channels to {channels[1]}, got a kernel of {tuple(kernel.shape)}"
-        )
-    for side, below in zip(sizes[i], sizes[i + 1], strict=True):
-        if side % 2 or below < side // 2:
-            raise InvalidArgument(
-                f"`sizes` of tier {i} is {sizes[i]} and of the next {sizes[i + 1]}: the first must be even and the "
-                "second at least half of it"
-            )
+    return frobenius(symbol).square() @ torus.weights(symbol) * (torus.height * torus.width)

@@ -1,9 +1,7 @@
 """Shift-invariant maps on an h×w torus, in the frequency domain: X(ω) = Σ_y x(y) e^(−iω·y), one matrix per frequency.
 
 A field (h, w, n, batch) is transformed to (frequencies, 2n, batch): real parts above imaginary parts, on the half of
-the frequencies that determines a real signal. A symbol is what a convolution multiplies with there, a complex
-(n_out, n_in) matrix per frequency; it is kept in the same way, (frequencies, 2 n_out, n_in). `stacked` makes of it the
-real (2 n_out, 2 n_in) matrices [[Re, −Im], [Im, Re]] that multiply transforms and symbols.
+the frequencies that determines a real signal. A convolution multiplies with its symbol there.
 
 With `phases` = 2 each channel of a field holds one of the 2×2 interleaved sub-images of a torus of twice the size, so
 that subsampling by 2, which couples frequencies there, becomes shift-invariant here.
@@ -206,29 +204,6 @@ def _run(stages: list[Stage], data: Tensor, out: Tensor | None) -> Tensor:
 def _filled(out: Tensor, values: Tensor) -> Tensor:
     out.view(values.shape).copy_(values)
     return out
-
-
-def stacked(symbol: Tensor) -> Tensor:
-    """The real matrices (frequencies, 2 n_out, 2 n_in) that multiply with a symbol."""
-    count, rows, inner = symbol.shape
-    real, imaginary = symbol.view(count, 2, rows // 2, inner).unbind(1)
-    result = recycled(symbol, (count, 2, rows // 2, 2, inner))
-    result[:, :, :, 0] = symbol.view(count, 2, rows // 2, inner)
-    result[:, 0, :, 1] = -imaginary
-    result[:, 1, :, 1] = real
-    return result.view(count, rows, 2 * inner)
-
-
-def adjoint(symbol: Tensor) -> Tensor:
-    """The conjugate transposes, as a symbol."""
-    real, imaginary = symbol.chunk(2, 1)
-    return torch.cat([real.mT, -imaginary.mT], 1)
-
-
-def as_complex(symbol: Tensor) -> Tensor:
-    """The complex matrices (frequencies, n_out, n_in) of a symbol."""
-    real, imaginary = symbol.chunk(2, 1)
-    return torch.complex(real, imaginary)
 
 
 def _angles(frequencies: Tensor, positions: Tensor, size: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import splitting
-from splitting.operators import layout, multiscale, torus
+from splitting.operators import kernels, layout, symbols, torus
 from splitting.operators.torus import Torus
 from tests.registry import DTYPES
 
@@ -386,7 +386,7 @@ def test_resolvent_undoes_the_forward_step(name: str, dtype: torch.dtype) -> Non
 def test_a_wrong_inverse_is_never_used(name: str, tier: int, frequency: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One entry off by a thousandth, at one frequency of one tier: the resolvent is refused before it is applied."""
     example = EXAMPLES[name]
-    genuine, calls = multiscale.complex_inverse, []
+    genuine, calls = symbols.complex_inverse, []
 
     def corrupted(matrix: Tensor) -> Tensor:
         inverse = genuine(matrix)
@@ -395,7 +395,7 @@ def test_a_wrong_inverse_is_never_used(name: str, tier: int, frequency: int, mon
             inverse[frequency, 0, 0] += 1e-3
         return inverse
 
-    monkeypatch.setattr(multiscale, "complex_inverse", corrupted)
+    monkeypatch.setattr(symbols, "complex_inverse", corrupted)
     problem = splitting.Inclusion(example.operator(), states(example.operator()), splitting.ReLU())
     with pytest.raises(splitting.ResolventError, match="wrong by"):
         splitting.solve(problem)
@@ -485,16 +485,44 @@ def test_symbol_is_the_convolution(phases: int, stride: int, sides: tuple[int, i
         pixels = batch.permute(2, 3, 1, 0)
         return as_complex(Torus(height, width).analyse(layout.interleaved(pixels) if parts == 2 else pixels))
 
-    found = torus.as_complex(t.symbol(kernel, stride=stride)) @ spectrum(images, phases)
+    found = symbols.as_complex(t.symbol(kernel, stride=stride)) @ spectrum(images, phases)
     close(found, spectrum(correlate(kernel, images, stride), phases // stride))
 
 
 def test_symbols_stand_for_complex_matrices() -> None:
     """Stacked matrices multiply symbols, transposing them is what `adjoint` does."""
     S, T = torch.randn(5, 6, 2, dtype=torch.float64), torch.randn(5, 4, 4, dtype=torch.float64)
-    close(torus.as_complex(torus.stacked(S) @ T), torus.as_complex(S) @ torus.as_complex(T))
-    close(torus.as_complex(torus.adjoint(S)), torus.as_complex(S).mH)
-    close(torus.stacked(torus.adjoint(S)), torus.stacked(S).mT)
+    close(symbols.as_complex(symbols.stacked(S) @ T), symbols.as_complex(S) @ symbols.as_complex(T))
+    close(symbols.as_complex(symbols.adjoint(S)), symbols.as_complex(S).mH)
+    close(symbols.stacked(symbols.adjoint(S)), symbols.stacked(S).mT)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.3])
+@pytest.mark.parametrize("size", [1.0, 1e-15, 1e15])
+@pytest.mark.parametrize("diagonal", [True, False])
+def test_bound_on_the_norms_of_a_symbol(diagonal: bool, size: float, shift: float) -> None:
+    """At least the largest 2-norm, at most n^¼ times as much, and no more than it for diagonal matrices."""
+    shift *= size
+    S = torch.randn(7, 2 * 6, 6) * size
+    if diagonal:
+        S = S * torch.cat([torch.eye(6), torch.eye(6)])
+    S[3] *= 1e-9
+    exact = torch.linalg.matrix_norm(symbols.as_complex(S.double()) - shift * torch.eye(6), 2).max()
+    bound = symbols.two_norm_bound(S, shift)
+    assert exact * (1 - 1e-6) <= bound <= exact * (1 + 1e-6) * (1 if diagonal else 6**0.25)
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (3, 3), (1, 5), (5, 3)], ids=str)
+def test_kernel_of_a_composition(sides: tuple[int, int]) -> None:
+    """Correlating with the autocorrelation of F is FᵀF, and its gradient is that of autograd."""
+    F = torch.randn(4, 3, *sides, dtype=torch.float64, requires_grad=True)
+    composed = kernels.autocorrelation(F)
+    z = torch.randn(2, 3, 9, 11, dtype=torch.float64)
+    close(correlate(composed, z), correlate(kernels.transposed(F), correlate(F, z)))
+    weight = torch.randn(*composed.shape, dtype=torch.float64)
+    (expected,) = torch.autograd.grad((composed * weight).sum(), F)
+    for wider in (0, 2):
+        close(kernels.autocorrelation_gradient(torch.nn.functional.pad(weight, [wider] * 4), F), expected)
 
 
 @pytest.mark.parametrize(("phases", "stride"), [(1, 1), (2, 1), (2, 2)])
@@ -514,7 +542,7 @@ def test_correlate_is_the_gradient_in_the_symbol(size: tuple[int, int]) -> None:
     q, z, t = field(size, n=2), field(size, n=3), Torus(*size)
     kernel = torch.randn(2, 3, 1, 1, dtype=torch.float64)
     symbol = t.symbol(kernel)
-    image = t.synthesise(torch.bmm(torus.stacked(symbol), t.analyse(z)))
+    image = t.synthesise(torch.bmm(symbols.stacked(symbol), t.analyse(z)))
     products = (t.correlate(t.analyse(q), t.analyse(z)) * symbol).sum((1, 2)) * t.weights(q)
     close(products.sum(), (q * image).sum())
 

@@ -1,0 +1,124 @@
+"""Symbols: a complex (n_out, n_in) matrix per frequency, kept as (frequencies, 2 n_out, n_in).
+
+Real parts are above imaginary parts. `stacked` makes of a symbol the real matrices [[Re, −Im], [Im, Re]], (2 n_out,
+2 n_in), that multiply transforms and symbols.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from splitting import verified
+from splitting.operators.inverse import complex_inverse, verify_inverse
+from splitting.scratch import may_overwrite, recycled, scratch
+
+# Frequencies whose matrices are taken to float64 at a time.
+CHUNK = 128
+
+
+def stacked(symbol: Tensor) -> Tensor:
+    """The real matrices (frequencies, 2 n_out, 2 n_in) that multiply with a symbol."""
+    count, rows, inner = symbol.shape
+    real, imaginary = symbol.view(count, 2, rows // 2, inner).unbind(1)
+    result = recycled(symbol, (count, 2, rows // 2, 2, inner))
+    result[:, :, :, 0] = symbol.view(count, 2, rows // 2, inner)
+    result[:, 0, :, 1] = -imaginary
+    result[:, 1, :, 1] = real
+    return result.view(count, rows, 2 * inner)
+
+
+def adjoint(symbol: Tensor) -> Tensor:
+    """The conjugate transposes, as a symbol."""
+    real, imaginary = symbol.chunk(2, 1)
+    return torch.cat([real.mT, -imaginary.mT], 1)
+
+
+def as_complex(symbol: Tensor) -> Tensor:
+    """The complex matrices (frequencies, n_out, n_in) of a symbol."""
+    real, imaginary = symbol.chunk(2, 1)
+    return torch.complex(real, imaginary)
+
+
+def unstacked(matrices: Tensor) -> Tensor:
+    """The symbol of which these are the stacked matrices."""
+    return matrices[:, :, : matrices.shape[2] // 2]
+
+
+def times_hermitian(matrices: Tensor, symbol: Tensor) -> Tensor:
+    """Stacked `matrices` times symbol + symbolᴴ, as a symbol."""
+    n = symbol.shape[2]
+    real, imaginary = symbol.chunk(2, 1)
+    shape = (len(symbol), matrices.shape[1], n)
+    memory = recycled(symbol, shape) if may_overwrite(matrices, symbol) else None
+    result = torch.bmm(matrices, symbol, out=memory)
+    result = torch.baddbmm(result, matrices[..., :n], real.mT, out=memory)
+    return torch.baddbmm(result, matrices[..., n:], imaginary.mT, alpha=-1, out=memory)
+
+
+def inverted(symbol: Tensor, alpha: float) -> Tensor:
+    """(I + αÂ(ω))⁻¹ as a symbol, verified on a probe at every frequency."""
+    shifted = _shifted(symbol, alpha)
+    inverse = complex_inverse(shifted)
+    ones = torch.ones(symbol.shape[:2], dtype=symbol.dtype, device=symbol.device)
+    verify_inverse(lambda v: _times(shifted, v), lambda v: _times(inverse, v), ones)
+    return inverse
+
+
+def _shifted(symbol: Tensor, alpha: float) -> Tensor:
+    """I + α·symbol."""
+    result = torch.mul(symbol, alpha, out=recycled(symbol))
+    result.diagonal(dim1=1, dim2=2).add_(1)
+    return result
+
+
+def _times(symbol: Tensor, v: Tensor) -> Tensor:
+    """The symbol times one vector (2n) per frequency, real part above imaginary part."""
+    n = symbol.shape[2]
+    parts = symbol @ v.view(-1, 2, n).mT
+    return torch.cat([parts[:, :n, 0] - parts[:, n:, 1], parts[:, n:, 0] + parts[:, :n, 1]], 1)
+
+
+def cayley(inverse: Tensor) -> Tensor:
+    """The stacked 2V − I for the symbol V, which is overwritten."""
+    inverse.mul_(2).diagonal(dim1=1, dim2=2).sub_(1)
+    return stacked(inverse)
+
+
+def cayley_norm(symbol: Tensor, alpha: float) -> float:
+    """‖(I − αŜ)(I + αŜ)⁻¹‖₂ for a symbol S, the largest over all frequencies, estimated by power iteration."""
+    matrices = cayley(complex_inverse(_shifted(symbol, alpha)))
+    index = torch.arange(4 * matrices.shape[1], dtype=matrices.dtype, device=matrices.device)
+    vectors = torch.cos(index.square()).view(-1, 4).expand(len(matrices), -1, -1)
+    for _ in range(12):
+        vectors = matrices.mT @ (matrices @ functional.normalize(vectors, dim=1))
+    return float(vectors.norm(dim=1).amax().sqrt())
+
+
+def spectral_norm(matrices: Tensor, error: float) -> float:
+    """Proved upper bound on ‖·‖₂ at every frequency, for what is within `error` of these stacked ones (float64)."""
+    return max(verified.spectral_norm(chunk, perturbation=error) for chunk in matrices.split(CHUNK))
+
+
+def two_norm_bound(symbol: Tensor, shift: float = 0.0) -> Tensor:
+    """Upper bound on ‖symbol − shift·I‖₂ at every frequency: of √(‖·‖₁‖·‖∞) and the Schatten 4-norm ‖BᴴB‖_F^½ the
+    less, the largest over all frequencies."""
+    n = symbol.shape[2]
+    size = (frobenius(symbol).amax() + abs(shift) * math.sqrt(n)).clamp_min(torch.finfo(symbol.dtype).tiny)
+    # Relative to the largest, fourth powers neither overflow nor underflow where it matters.
+    scaled = torch.div(symbol, size, out=recycled(symbol))
+    scaled.diagonal(dim1=1, dim2=2).sub_(shift / size)
+    real, imaginary = scaled.chunk(2, 1)
+    sizes = scratch("sizes", tuple(real.shape), real).copy_(real).square_().addcmul_(imaginary, imaginary).sqrt_()
+    product = sizes.sum(1).amax(1) * sizes.sum(2).amax(1)
+    mixed = real.mT @ imaginary
+    gram = frobenius(scaled.mT @ scaled).square_() + frobenius(mixed - mixed.mT).square_()
+    return torch.minimum(product, gram.sqrt_()).amax().sqrt() * size
+
+
+def frobenius(symbol: Tensor) -> Tensor:
+    """‖·‖_F at every frequency."""
+    return torch.linalg.vector_norm(symbol, dim=(1, 2))
