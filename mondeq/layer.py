@@ -12,7 +12,7 @@ import splitting
 from mondeq.parameterizations import Parameterization
 from splitting.errors import InvalidType
 from splitting.implicit import Monitor
-from splitting.operators.base import is_transformed
+from splitting.operators.base import is_recorded, is_transformed
 from splitting.solve import OnFailure, check_options
 
 
@@ -106,7 +106,7 @@ class EquilibriumLayer(nn.Module):
                     [w.detach().clone() for w in weights], self.solver, operator, self.solver.tuned(operator)
                 )
         operator = self._kept.operator
-        if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
+        if is_recorded(*weights):
             operator = operator.rebind(*self.linear.operator().tensors)
         return operator, self._kept.tuned
 

@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from splitting.operators.base import is_transformed
+from splitting.operators.base import is_recorded, is_transformed
 
 # Smaller tensors are cheap to make; larger ones are worth their page faults and would hold too much memory.
 _SMALLEST_KEPT, _LARGEST_KEPT = 2**20, 2**28
@@ -18,6 +18,7 @@ _SMALLEST_KEPT, _LARGEST_KEPT = 2**20, 2**28
 _MOST_WAITING = 2**29
 
 _local = threading.local()
+_lock = threading.Lock()
 _waiting: list[numpy.ndarray] = []  # of bytes, the longest waiting first
 
 
@@ -34,7 +35,7 @@ def scratch(slot: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
     buffer = kept.get((slot, like.dtype))
     if buffer is None or buffer.numel() < entries:
         with torch.inference_mode(False):
-            buffer = kept[slot, like.dtype] = torch.empty(entries, dtype=like.dtype)
+            buffer = kept[slot, like.dtype] = torch.empty(entries, dtype=like.dtype, device="cpu")
     return buffer[:entries].view(shape)
 
 
@@ -42,7 +43,7 @@ def recycled(like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
     """An uninitialised tensor like `like`, or contiguous and of `shape`, made of memory that was given back.
 
     It is given back once no tensor shares it any more, be it a view, one without a graph or one saved for a backward
-    pass: for all else this is an ordinary tensor.
+    pass. But for its storage, which cannot be resized, this is an ordinary tensor.
     """
     entries = like.numel() if shape is None else math.prod(shape)
     size = entries * like.element_size()
@@ -54,28 +55,37 @@ def recycled(like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
         handle = memory[:]
         weakref.finalize(handle, _give_back, memory).atexit = False
         flat = torch.from_numpy(handle).view(like.dtype)
-    if shape is not None:
-        return flat.view(shape)
-    # The strides that torch gives a new tensor like this one: dense, in the same order.
-    return flat.as_strided(like.shape, torch.empty_like(like, device="meta").stride())
+        if shape is not None:
+            return flat.view(shape).detach()
+        # The strides that torch gives a new tensor like this one: dense, in the same order.
+        return flat.as_strided(like.shape, torch.empty_like(like, device="meta").stride()).detach()
 
 
+# A finalizer may run anywhere, even between two lines of another thread that has the lock, and must not wait for it.
 def _taken(size: int) -> numpy.ndarray:
-    for i in reversed(range(len(_waiting))):
-        if len(_waiting[i]) == size:
-            return _waiting.pop(i)
-    return torch.empty(size, dtype=torch.uint8).numpy()
+    if _lock.acquire(blocking=False):
+        try:
+            for i in reversed(range(len(_waiting))):
+                if len(_waiting[i]) == size:
+                    return _waiting.pop(i)
+        finally:
+            _lock.release()
+    return torch.empty(size, dtype=torch.uint8, device="cpu").numpy()
 
 
 def _give_back(memory: numpy.ndarray) -> None:
-    _waiting.append(memory)
-    while sum(map(len, _waiting)) > _MOST_WAITING:
-        del _waiting[0]
+    if _lock.acquire(blocking=False):
+        try:
+            _waiting.append(memory)
+            while sum(map(len, _waiting)) > _MOST_WAITING:
+                del _waiting[0]
+        finally:
+            _lock.release()
 
 
 def may_overwrite(*tensors: Tensor) -> bool:
-    """Whether operations on `tensors` may write into existing memory: nobody records or transforms them."""
-    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    # A tangent of torch.autograd.forward_ad may be on any tensor while a level is open.
-    recorded = recorded or torch.autograd.forward_ad._current_level >= 0
-    return not recorded and not any(map(is_transformed, tensors))
+    """Whether operations on `tensors` may write into existing memory: nobody records anything.
+
+    Where gradients are enabled a graph may come to need what is computed from other tensors than these.
+    """
+    return not torch.is_grad_enabled() and not is_recorded(*tensors)

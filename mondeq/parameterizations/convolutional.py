@@ -75,7 +75,7 @@ class _Convolutional(StronglyMonotone):
     def input_norm(self, scale: Tensor) -> float:
         symbol = Torus(*self.size).symbol(self._scaled_input(scale.double(), self.U.detach().double()))
         kernel = self._scaled_input(scale.double(), self.U.detach().double()).abs().sum((2, 3))
-        rounding = verified.gamma(self.kernel_size**2 + 24) * float(kernel.norm())
+        rounding = verified.gamma(self.kernel_size**2 + 40) * float(kernel.norm())
         return verified.spectral_norm(stacked(symbol), perturbation=rounding)
 
     def input_norm_estimate(self, scale: Tensor) -> Tensor:

@@ -236,3 +236,11 @@ class AdjointView(Operator):
 def is_transformed(tensor: Tensor) -> bool:
     """Whether a torch.func transform is at work on `tensor`: then it may have no values, and must not be cached."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def is_recorded(*tensors: Tensor) -> bool:
+    """Whether derivatives of what is computed from `tensors` may be asked for: then it must not come from a cache."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return True
+    # A tangent of torch.autograd.forward_ad may be on any tensor while a level is open.
+    return torch.autograd.forward_ad._current_level >= 0 or any(map(is_transformed, tensors))

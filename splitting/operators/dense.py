@@ -7,7 +7,7 @@ from torch import Tensor
 
 from splitting import verified
 from splitting.errors import InvalidArgument, InvalidType
-from splitting.operators.base import AdjointView, Operator, Resolvent, is_transformed
+from splitting.operators.base import AdjointView, Operator, Resolvent, is_recorded
 from splitting.operators.inverse import block_inverse, verify_inverse
 
 
@@ -49,10 +49,7 @@ class DenseOperator(Operator):
     @property
     def matrix(self) -> Tensor:
         """A as an (n, n) tensor, differentiable in `tensors` where derivatives are being recorded."""
-        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in self.tensors)
-        if recorded or any(map(is_transformed, self.tensors)):
-            return self._assemble()
-        return self._cached("matrix", self._assemble)
+        return self._assemble() if is_recorded(*self.tensors) else self._cached("matrix", self._assemble)
 
     def _assemble(self) -> Tensor:
         return self.tensors[0]

@@ -1,4 +1,4 @@
-"""Kernels in space (out, in, k, k): what A_ii = mI + FᵀF + G − Gᵀ is made of, as one correlation, and their checks."""
+"""Kernels in space (out, in, k, k): mI + FᵀF + G − Gᵀ as one correlation, and the checks of what it is made of."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from splitting.errors import InvalidArgument, InvalidType
 
 def block_kernel(m: Tensor, F: Tensor, G: Tensor) -> Tensor:
     """The kernel of mI + FᵀF + G − Gᵀ."""
-    square = autocorrelation(F)
-    sides = [max(pair) for pair in zip(square.shape[2:], G.shape[2:], strict=True)]
-    return resized(square, sides) + resized(G - transposed(G) + m * centre(G), sides)
+    sides = block_sides(F, G)
+    return resized(autocorrelation(F), sides) + resized(G - transposed(G) + m * centre(G), sides)
+
+
+def block_sides(F: Tensor, G: Tensor) -> tuple[int, int]:
+    """The sides of the kernel of mI + FᵀF + G − Gᵀ."""
+    return max(2 * F.shape[2] - 1, G.shape[2]), max(2 * F.shape[3] - 1, G.shape[3])
 
 
 def autocorrelation(F: Tensor) -> Tensor:
@@ -31,7 +35,7 @@ def autocorrelation(F: Tensor) -> Tensor:
 
 
 def autocorrelation_gradient(gradient: Tensor, F: Tensor) -> Tensor:
-    """∂/∂F of ⟨gradient, `_autocorrelation`(F)⟩, for a gradient with sides of at least 2k − 1."""
+    """∂/∂F of ⟨gradient, `autocorrelation`(F)⟩, for a gradient with sides of at least 2k − 1."""
     height, width = F.shape[2:]
     even = resized(gradient + transposed(gradient), (2 * height - 1, 2 * width - 1))
     taps = []

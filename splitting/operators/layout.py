@@ -54,7 +54,7 @@ class Layout:
     def descend(self, tier: int, field: Tensor) -> Tensor:
         """What a strided correlation of `tier` gave, as a field of the next tier: zeros appended at the far sides.
 
-        In memory that the next call overwrites, as is what `ascend` gives.
+        It may lie in memory that the next call overwrites, as may what `ascend` gives.
         """
         torus = self.toruses[tier + 1]
         image = _padded(field, *self.sizes[tier + 1])

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from splitting import verified
 from splitting.errors import InvalidType
-from splitting.operators.base import AdjointView, Operator, Resolvent, is_transformed
+from splitting.operators.base import AdjointView, Operator, Resolvent, is_recorded
 from splitting.operators.kernels import (
     autocorrelation_gradient,
     block_kernel,
+    block_sides,
     centre,
     check_kernels,
     resized,
@@ -181,23 +182,28 @@ class MultiscaleOperator(Operator):
     @property
     def norm_bound(self) -> float:
         # Around a multiple of I that is close to A the bound on blocks loses least.
-        centre = 1 / self.typical_step
-        return centre + self.distance_bound(centre)
+        middle = 1 / self.typical_step
+        return middle + self.distance_bound(middle)
 
     def distance_bound(self, shift: float) -> float:
         """max over ω of a bound on the 2-norm of the diagonal blocks Â(ω) − shift·I, plus what couples tiers."""
 
         def compute() -> float:
-            symbols, (_, F, _, _) = self._symbols(), self._kernels()
-            bound = torch.stack([two_norm_bound(s, shift) for s in symbols.A]).amax()
-            # Seen on its whole torus, instead of as four images, F has the same norm and smaller matrices.
-            same = [two_norm_bound(Torus(*s).symbol(f)) for s, f in zip(self._layout.sizes[1:], F[1:], strict=True)]
-            down = [two_norm_bound(unstacked(d)) for d in symbols.D]
-            if down:
-                bound = bound + 2 * (torch.stack(same) * torch.stack(down)).amax()
-            return float(bound)
+            return self._coupling_bound + max(float(two_norm_bound(s, shift)) for s in self._symbols().A)
 
         return self._cached(("distance_bound", shift), compute)
+
+    @property
+    def _coupling_bound(self) -> float:
+        """Upper bound (up to rounding) on the norm of what couples tiers."""
+
+        def compute() -> float:
+            D, (_, F, _, _) = self._symbols().D, self._kernels()
+            # Seen on its whole torus, instead of as four images, F has the same norm and smaller matrices.
+            same = [two_norm_bound(Torus(*s).symbol(f)) for s, f in zip(self._layout.sizes[1:], F[1:], strict=True)]
+            return max((float(2 * f * two_norm_bound(unstacked(d))) for f, d in zip(same, D, strict=True)), default=0.0)
+
+        return self._cached("coupling_bound", compute)
 
     def cayley_norm(self, alpha: float) -> float:
         """The largest ‖(I − αÂ_ii)(I + αÂ_ii)⁻¹‖₂ over the tiers, at a sample of frequencies, by power iteration.
@@ -244,8 +250,9 @@ class MultiscaleOperator(Operator):
         return [(size(f, t.phases), size(g, t.phases), d) for f, g, d, t in zip(F, G, downs, toruses, strict=True)]
 
     def _symbol_rounding(self, dtype: torch.dtype) -> float:
-        """Upper bound on the error of a computed symbol, that of A_ii included, relative to its kernel's size."""
-        return verified.gamma(4 * self._taps + 24, dtype)
+        """Upper bound on the error of a computed symbol relative to its kernel's size."""
+        # FᵀF + G − Gᵀ has at most five times the entries of the larger kernel; phases are off by some 35 roundings.
+        return verified.gamma(5 * self._taps + 40, dtype)
 
     @property
     def _taps(self) -> int:
@@ -270,25 +277,25 @@ class MultiscaleOperator(Operator):
     def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
         symbols, toruses, layout = self._symbols(), self._layout.toruses, self._layout
         qs, zs = self._analyse(q, "q"), self._analyse(z)
-        m, F, G, D = self._kernels()
+        _, F, G, D = self._kernels()
         m_gradients, F_gradients, G_gradients, D_gradients = [], [], [], []
         for i, (torus, f, g) in enumerate(zip(toruses, F, G, strict=True)):
             P = torus.correlate(qs[i], zs[i])
-            block = torus.kernel_gradient(P, block_kernel(m, f, g))
+            block = torus.kernel_gradient(P, (len(g), len(g), *block_sides(f, g)))
             m_gradients.append((block * centre(block)).sum())
             F_gradients.append(autocorrelation_gradient(block, f))
             G_gradients.append(resized(block - transposed(block), g.shape[2:]))
             if i < len(D):
-                D_gradients.append(torus.kernel_gradient(times_hermitian(symbols.D[i], P), D[i], stride=2))
+                D_gradients.append(torus.kernel_gradient(times_hermitian(symbols.D[i], P), D[i].shape, stride=2))
         for i, (down, same) in enumerate(symbols.couplings):
             # 2⟨F q_{i+1}, D z_i⟩
             upper, lower = toruses[i], toruses[i + 1]
             below = layout.descend(i, _synthesised("passed", upper, _product("emitted", down, zs[i])))
             correlation = lower.correlate(_analysed("moved", lower, below), qs[i + 1])
-            F_gradients[i + 1] = F_gradients[i + 1] + 2 * lower.kernel_gradient(correlation, F[i + 1])
+            F_gradients[i + 1] = F_gradients[i + 1] + 2 * lower.kernel_gradient(correlation, F[i + 1].shape)
             above = layout.ascend(i, _synthesised("passed", lower, _product("emitted", same, qs[i + 1])))
             correlation = upper.correlate(_analysed("moved", upper, above), zs[i])
-            D_gradients[i] = D_gradients[i] + 2 * upper.kernel_gradient(correlation, D[i], stride=2)
+            D_gradients[i] = D_gradients[i] + 2 * upper.kernel_gradient(correlation, D[i].shape, stride=2)
         return (torch.stack(m_gradients).sum(), *F_gradients, *G_gradients, *D_gradients)
 
     def _kernels(self) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -297,8 +304,7 @@ class MultiscaleOperator(Operator):
         return m, kernels[:tiers], kernels[tiers : 2 * tiers], kernels[2 * tiers :]
 
     def _symbols(self) -> _Symbols:
-        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in self.tensors)
-        if recorded or any(map(is_transformed, self.tensors)):
+        if is_recorded(*self.tensors):
             return self._transform_kernels()
         return self._cached("symbols", self._transform_kernels)
 
@@ -401,10 +407,10 @@ class _Substitution(Resolvent):
     With C = 2V − I of a tier and e what it receives, the reflected resolvent is 2V(v − e) − v = C(v − e) − e.
     """
 
-    def __init__(self, layout: Layout, cayley: Spectra, down: list[_Link], up: list[_Link]) -> None:
-        self.layout, self.cayley, self.down, self.up = layout, cayley, down, up
+    def __init__(self, layout: Layout, reflectors: Spectra, down: list[_Link], up: list[_Link]) -> None:
+        self.layout, self.reflectors, self.down, self.up = layout, reflectors, down, up
         self.links = {link.target: link for link in down}
-        self.order = range(len(cayley))
+        self.order = range(len(reflectors))
 
     def __call__(self, v: Tensor) -> Tensor:
         return self.reflect(v).add_(v).mul_(0.5)
@@ -419,10 +425,10 @@ class _Substitution(Resolvent):
             spectra[i] = _analysed(f"state {i}", toruses[i], fields[i])
             link = self.links.get(i)
             if link is None:
-                reflected = _product("reflected", self.cayley[i], spectra[i])
+                reflected = _product("reflected", self.reflectors[i], spectra[i])
             else:
                 received = link(layout, spectra[link.origin])
-                reflected = received.baddbmm_(self.cayley[i], spectra[i].sub_(received), beta=-1)
+                reflected = received.baddbmm_(self.reflectors[i], spectra[i].sub_(received), beta=-1)
             toruses[i].synthesise(reflected, out=targets[i])
         return layout.unflat(result)
 
@@ -430,7 +436,7 @@ class _Substitution(Resolvent):
     def adjoint(self) -> Resolvent:
         twin = object.__new__(_Substitution)
         twin.layout = self.layout
-        twin.cayley = [c.mT for c in self.cayley]
+        twin.reflectors = [c.mT for c in self.reflectors]
         twin.down, twin.up = self.up, self.down
         twin.links = {link.target: link for link in self.up}
         twin.order = self.order[::-1]

@@ -10,7 +10,7 @@ that subsampling by 2, which couples frequencies there, becomes shift-invariant 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -25,11 +25,11 @@ T = TypeVar("T")
 
 
 def _constant(compute: Callable[..., T]) -> Callable[..., T]:
-    """`compute` remembered; under inference mode, too, it makes tensors that can be saved for a backward pass."""
+    """`compute` remembered, whatever surrounds the call: inference mode, too, gives tensors that graphs can save."""
 
     @lru_cache(maxsize=64)
     def ordinary(*arguments: Any) -> T:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
             return compute(*arguments)
 
     return ordinary
@@ -118,18 +118,21 @@ class Torus:
         n_in = phases² in; n_out = phases² out, or out where stride = phases subsamples the result.
         """
         out, inner = kernel.shape[:2]
-        phases, taps = self._tap_phases(kernel, stride), kernel.reshape(out * inner, -1).mT
+        phases, taps = self._tap_phases(kernel.shape[2:], kernel, stride), kernel.reshape(out * inner, -1).mT
         memory = recycled(kernel, (len(phases), out * inner)) if may_overwrite(kernel) else None
         values = torch.mm(phases, taps, out=memory)
         values = values.view(self.frequencies, -1, self.phases**2, out, inner).transpose(2, 3)
         return values.reshape(self.frequencies, -1, self.phases**2 * inner)
 
-    def kernel_gradient(self, symbol_gradient: Tensor, kernel: Tensor, *, stride: int = 1) -> Tensor:
-        """∂/∂kernel of Σ_ω weight(ω) Re ⟨H(ω), symbol(ω)⟩ for H = `symbol_gradient`, in the form of a symbol."""
-        out, inner = kernel.shape[:2]
+    def kernel_gradient(self, symbol_gradient: Tensor, shape: Sequence[int], *, stride: int = 1) -> Tensor:
+        """∂/∂kernel of Σ_ω weight(ω) Re ⟨H(ω), symbol(ω)⟩ for H = `symbol_gradient`, in the form of a symbol.
+
+        shape: of the kernel.
+        """
+        out, inner, *sides = shape
         values = symbol_gradient.view(self.frequencies, -1, out, self.phases**2, inner).transpose(2, 3)
-        phases = self._tap_phases(kernel, stride, weighted=True)
-        return (phases.mT @ values.reshape(-1, out * inner)).mT.reshape(kernel.shape)
+        phases = self._tap_phases(sides, symbol_gradient, stride, weighted=True)
+        return (phases.mT @ values.reshape(-1, out * inner)).mT.reshape(shape)
 
     def correlate(self, q: Tensor, z: Tensor) -> Tensor:
         """q̂ ẑᴴ summed over the batch, as a symbol: ⟨q, S z⟩ = Σ_ω weight(ω) Re ⟨correlate(ω), S(ω)⟩ for symbols S.
@@ -161,9 +164,8 @@ class Torus:
         spread = (first + 2) / math.sqrt(first) + sum(2 * math.sqrt(f) for f in (second, *rows) if f > 1)
         return 2 * verified.gamma(2 * max(first, *rows) + 16, dtype) * spread
 
-    def _tap_phases(self, kernel: Tensor, stride: int, *, weighted: bool = False) -> Tensor:
-        sizes = (kernel.shape[2], kernel.shape[3])
-        return _tap_phases(self, sizes, stride, weighted, kernel.dtype, kernel.device)
+    def _tap_phases(self, sides: Sequence[int], like: Tensor, stride: int, *, weighted: bool = False) -> Tensor:
+        return _tap_phases(self, tuple(sides), stride, weighted, like.dtype, like.device)
 
     @property
     def _by_product(self) -> bool:
@@ -298,7 +300,7 @@ def _half_weights(first: int) -> Tensor:
 
 @_constant
 def _tap_phases(
-    torus: Torus, sizes: tuple[int, int], stride: int, weighted: bool, dtype: torch.dtype, device: torch.device
+    torus: Torus, sizes: tuple[int, ...], stride: int, weighted: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """(frequencies · part · phases out · phases in, taps): what each tap gives to a symbol, times the weight or not."""
     rows = _axis_phases(torus.height, torus.row_frequencies, torus.phases, sizes[0], stride)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import splitting
 from splitting.operators import torus
@@ -127,6 +128,80 @@ def test_recycled_memory_is_free_only_when_nobody_shares_it(holder: str) -> None
     assert (other == 2).all()
 
 
+@convolutions
+def test_graphs_outlive_later_computations(operator: str) -> None:
+    """What a graph of the operator's tensors needs is not overwritten by what is computed before its backward pass."""
+    A = SMALL_OPERATORS[operator](torch.float64)
+    leaves = [t.clone().requires_grad_() for t in A.tensors]
+    B = A.replace(*leaves)
+    x, y = torch.randn(2, 3, *A.state_shape, dtype=torch.float64)
+
+    def gradients(disturb: bool) -> tuple[Tensor, ...]:
+        outputs = [B.apply(x), B.adjoint.apply(x), *B.pairing_gradient(x, y.clone().requires_grad_())]
+        if disturb:
+            B.apply(y)
+            B.pairing_gradient(y, x)
+            with torch.no_grad():
+                splitting.solve(splitting.Inclusion(A, y, splitting.ReLU()))
+        return torch.autograd.grad(sum(o.square().sum() for o in outputs if o is not None), leaves)
+
+    assert same(gradients(disturb=False), gradients(disturb=True))
+
+
+@pytest.mark.parametrize("operator", SMALL_OPERATORS)
+def test_tangents_of_operator_tensors_are_not_those_of_a_cache(operator: str) -> None:
+    """Forward-mode derivatives of A x along a direction, after A has been used without any: linear in the direction."""
+    A = SMALL_OPERATORS[operator](torch.float64)
+    x = torch.randn(3, *A.state_shape, dtype=torch.float64)
+    directions = [torch.randn_like(t) for t in A.tensors]
+    A.apply(x)
+    tangents = []
+    with forward_ad.dual_level():
+        for factor in (1, 2):
+            duals = [forward_ad.make_dual(t, factor * d) for t, d in zip(A.tensors, directions, strict=True)]
+            tangents.append(forward_ad.unpack_dual(A.rebind(*duals).apply(x)).tangent)
+    _, expected = torch.func.jvp(lambda *ts: A.replace(*ts).apply(x), A.tensors, tuple(directions))
+    torch.testing.assert_close(tangents[0], expected)
+    torch.testing.assert_close(tangents[1], 2 * expected)
+
+
+def test_large_results_are_no_views() -> None:
+    """They can be changed in place by what is recorded, as small ones can."""
+    A = splitting.ConvolutionOperator(*torch.zeros(2, 1, 1, 3, 3), 1.0, (64, 64))
+    problem = splitting.Inclusion(A, torch.ones(128, 1, 64, 64), splitting.ReLU())
+    value = splitting.solve(problem).value
+    assert value.nbytes >= 2**20
+    weight = torch.ones((), requires_grad=True)
+    value.mul_(weight).sum().backward()
+    assert weight.grad is not None
+
+
+@pytest.mark.usefixtures("_nothing_remembered")
+def test_another_default_device() -> None:
+    """Memory and constants are on the device of the operands, whatever the default device is."""
+
+    A = SMALL_OPERATORS["multiscale"](torch.float64)
+    z = torch.ones(3, *A.state_shape, dtype=torch.float64)
+    large = torch.ones(2**18)
+    with torch.device("meta"):
+        assert {t.device.type for t in (A.apply(z), *A.pairing_gradient(z, z), recycled(large))} == {"cpu"}
+
+
+def test_many_threads_recycle_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads never get the same memory, and none fails."""
+    monkeypatch.setattr("splitting.scratch._MOST_WAITING", 3 * LARGE.nbytes)
+
+    def use(number: int) -> bool:
+        for _ in range(200):
+            tensor = recycled(LARGE).fill_(number)
+            if not bool((tensor == number).all()):
+                return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(use, range(8)))
+
+
 def test_recycled_memory_of_operators() -> None:
     """Nothing keeps what an operator and its resolvent are made of once they are gone: no references in a circle."""
     F, G = (0.1 * torch.randn(48, 48, 3, 3) for _ in range(2))
@@ -135,7 +210,7 @@ def test_recycled_memory_of_operators() -> None:
     def matrices() -> set[int]:
         A = splitting.ConvolutionOperator(F, G, 1.0, (12, 12))
         A.apply(z)
-        return {A.resolvent(0.5).cayley[0].data_ptr(), A._symbols().stacked_A[0].data_ptr()}
+        return {A.resolvent(0.5).reflectors[0].data_ptr(), A._symbols().stacked_A[0].data_ptr()}
 
     assert matrices() == matrices()
 
