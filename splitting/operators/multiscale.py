@@ -33,7 +33,6 @@ from splitting.operators.kernels import (
 from splitting.operators.layout import ImageLayout, Layout
 from splitting.operators.symbols import (
     CHUNK,
-    adjoint,
     cayley,
     cayley_norm,
     frobenius,
@@ -62,6 +61,10 @@ class _Symbols:
     def couplings(self) -> list[tuple[Tensor, Tensor]]:
         """D_i and F_{i+1}, of which 2F_{i+1}ᵀD_i is made."""
         return list(zip(self.D, self.F, strict=True))
+
+    def links(self, *, up: bool = False) -> list[_Link]:
+        """F_{i+1}ᵀD_i of A, or D_iᵀF_{i+1} of its adjoint."""
+        return [_Link(F, D.mT, i, up) if up else _Link(D, F.mT, i, up) for i, (D, F) in enumerate(self.couplings)]
 
     @cached_property
     def stacked_A(self) -> Spectra:
@@ -108,20 +111,18 @@ class MultiscaleOperator(Operator):
 
     def apply(self, z: Tensor) -> Tensor:
         symbols = self._symbols()
-        links = [_Link(D, F.mT, i) for i, (D, F) in enumerate(symbols.couplings)]
-        return self._multiply(symbols.stacked_A, links, z)
+        return self._multiply(symbols.stacked_A, symbols.links(), z)
 
     def _apply_adjoint(self, z: Tensor) -> Tensor:
         symbols = self._symbols()
-        links = [_Link(F, D.mT, i, up=True) for i, (D, F) in enumerate(symbols.couplings)]
-        return self._multiply([s.mT for s in symbols.stacked_A], links, z)
+        return self._multiply([s.mT for s in symbols.stacked_A], symbols.links(up=True), z)
 
     def _multiply(self, diagonal: Spectra, links: list[_Link], z: Tensor) -> Tensor:
         spectra = self._analyse(z)
         pairs = zip(diagonal, spectra, strict=True)
         images = [_product(f"image {i}", symbol, x) for i, (symbol, x) in enumerate(pairs)]
         for link in links:
-            images[link.target] = images[link.target] + 2 * link(self._layout, spectra[link.origin])
+            images[link.target] = images[link.target] + link(self._layout, 2 * spectra[link.origin])
         toruses = self._layout.toruses
         fields = [t.synthesise(x) for t, x in zip(toruses, images, strict=True)]
         return self._layout.unflat(torch.cat([f.flatten(0, 2) for f in fields]))
@@ -135,15 +136,7 @@ class MultiscaleOperator(Operator):
 
     def _invert(self, alpha: float) -> _Substitution:
         symbols = self._symbols()
-        inverses = [inverted(symbol, alpha) for symbol in symbols.A]
-        down, up = [], []
-        for i, (D, F) in enumerate(symbols.couplings):
-            # What leaves a tier is D V x or, in the adjoint, F Vᵀ x: one product instead of two.
-            leaving = stacked((D @ inverses[i]).mul_(2 * alpha))
-            down.append(_Link(leaving, F.mT, i))
-            rising = stacked((F @ adjoint(inverses[i + 1])).mul_(2 * alpha))
-            up.append(_Link(rising, D.mT, i, up=True))
-        return _Substitution(self._layout, [cayley(inverse) for inverse in inverses], down, up)
+        return _Substitution(self._layout, [cayley(inverted(s, alpha)) for s in symbols.A], symbols, alpha)
 
     @property
     def strong_monotonicity(self) -> float:
@@ -383,15 +376,25 @@ _ROWS = 4096
 _SAMPLED = 8
 
 
+@dataclass(frozen=True)
 class _Link:
-    """What one tier passes to its neighbour: a symbol on each side and a change of resolution between.
+    """What one tier passes to its neighbour: stacked matrices on each side and a change of resolution between.
 
-    emit: (frequencies, 2k, 2n) of the origin, absorb: (frequencies, 2n′, 2k′) of the target.
+    emit: (frequencies, 2k, 2n) of the origin, absorb: (frequencies, 2n′, 2k′) of the target. tier: the upper one.
     """
 
-    def __init__(self, emit: Tensor, absorb: Tensor, tier: int, *, up: bool = False) -> None:
-        self.emit, self.absorb, self.tier, self.up = emit, absorb, tier, up
-        self.origin, self.target = (tier + 1, tier) if up else (tier, tier + 1)
+    emit: Tensor
+    absorb: Tensor
+    tier: int
+    up: bool
+
+    @property
+    def origin(self) -> int:
+        return self.tier + self.up
+
+    @property
+    def target(self) -> int:
+        return self.tier + (not self.up)
 
     def __call__(self, layout: Layout, spectrum: Tensor) -> Tensor:
         """What the target receives, in memory that the next link overwrites."""
@@ -404,13 +407,16 @@ class _Link:
 class _Substitution(Resolvent):
     """(I + αA)⁻¹ for block bidiagonal A: tier after tier, each corrected by what the one before passes on.
 
-    With C = 2V − I of a tier and e what it receives, the reflected resolvent is 2V(v − e) − v = C(v − e) − e.
+    With C = 2V − I of a tier and e what it receives, the reflected resolvent is r = 2V(v − e) − v = C(v − e) − e.
+    The solution of this tier is (r + v)/2, and αL(r + v) what the next one receives for a link L, A having 2L.
     """
 
-    def __init__(self, layout: Layout, reflectors: Spectra, down: list[_Link], up: list[_Link]) -> None:
-        self.layout, self.reflectors, self.down, self.up = layout, reflectors, down, up
-        self.links = {link.target: link for link in down}
-        self.order = range(len(reflectors))
+    def __init__(
+        self, layout: Layout, reflectors: Spectra, symbols: _Symbols, alpha: float, *, adjoint: bool = False
+    ) -> None:
+        self.layout, self.reflectors, self.symbols, self.alpha = layout, reflectors, symbols, alpha
+        self.order = range(len(reflectors))[:: -1 if adjoint else 1]
+        self.links = {link.target: link for link in symbols.links(up=adjoint)}
 
     def __call__(self, v: Tensor) -> Tensor:
         return self.reflect(v).add_(v).mul_(0.5)
@@ -420,27 +426,25 @@ class _Substitution(Resolvent):
         flat = layout.flat(v)
         result = layout.memory(flat, memory)
         toruses, fields, targets = layout.toruses, layout.fields(flat), layout.fields(result)
-        spectra: dict[int, Tensor] = {}
+        passed = flat  # for the first tier, which receives nothing
         for i in self.order:
-            spectra[i] = _analysed(f"state {i}", toruses[i], fields[i])
-            link = self.links.get(i)
-            if link is None:
-                reflected = _product("reflected", self.reflectors[i], spectra[i])
+            spectrum = _analysed("state", toruses[i], fields[i])
+            if i in self.links:
+                received = self.links[i](layout, passed)
+                memory = scratch("corrected", tuple(spectrum.shape), spectrum) if may_overwrite(spectrum) else None
+                corrected = torch.sub(spectrum, received, alpha=self.alpha, out=memory)
+                reflected = received.baddbmm_(self.reflectors[i], corrected, beta=-self.alpha)
             else:
-                received = link(layout, spectra[link.origin])
-                reflected = received.baddbmm_(self.reflectors[i], spectra[i].sub_(received), beta=-1)
+                reflected = _product("reflected", self.reflectors[i], spectrum)
             toruses[i].synthesise(reflected, out=targets[i])
+            if i != self.order[-1]:
+                passed = reflected.add_(spectrum)
         return layout.unflat(result)
 
     @property
     def adjoint(self) -> Resolvent:
-        twin = object.__new__(_Substitution)
-        twin.layout = self.layout
-        twin.reflectors = [c.mT for c in self.reflectors]
-        twin.down, twin.up = self.up, self.down
-        twin.links = {link.target: link for link in self.up}
-        twin.order = self.order[::-1]
-        return twin
+        transposed = [c.mT for c in self.reflectors]
+        return _Substitution(self.layout, transposed, self.symbols, self.alpha, adjoint=self.order.step == 1)
 
 
 def _analysed(slot: str, torus: Torus, field: Tensor) -> Tensor:
