@@ -15,7 +15,7 @@ from splitting.scratch import recycled
 _ORDER = 128
 # For stacks the library's inverse is slow beyond this order, and from order 150 on, with several threads, it can be
 # silently wrong.
-_STACK_ORDER = 8
+_STACK_ORDER = 16
 # Entries of the stack that is inverted at a time on a CPU: what is done to it stays in a cache.
 _CHUNK_ENTRIES = 2**20
 

@@ -6,15 +6,13 @@ Real parts are above imaginary parts. `stacked` makes of a symbol the real matri
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from splitting import verified
 from splitting.operators.inverse import complex_inverse, verify_inverse
-from splitting.scratch import may_overwrite, recycled, scratch
+from splitting.scratch import may_overwrite, recycled
 
 # Frequencies whose matrices are taken to float64 at a time.
 CHUNK = 128
@@ -104,19 +102,16 @@ def spectral_norm(matrices: Tensor, error: float) -> float:
 
 
 def two_norm_bound(symbol: Tensor, shift: float = 0.0) -> Tensor:
-    """Upper bound on ‖symbol − shift·I‖₂ at every frequency: of √(‖·‖₁‖·‖∞) and the Schatten 4-norm ‖BᴴB‖_F^½ the
-    less, the largest over all frequencies."""
-    n = symbol.shape[2]
-    size = (frobenius(symbol).amax() + abs(shift) * math.sqrt(n)).clamp_min(torch.finfo(symbol.dtype).tiny)
-    # Relative to the largest, fourth powers neither overflow nor underflow where it matters.
-    scaled = torch.div(symbol, size, out=recycled(symbol))
-    scaled.diagonal(dim1=1, dim2=2).sub_(shift / size)
-    real, imaginary = scaled.chunk(2, 1)
-    sizes = scratch("sizes", tuple(real.shape), real).copy_(real).square_().addcmul_(imaginary, imaginary).sqrt_()
-    product = sizes.sum(1).amax(1) * sizes.sum(2).amax(1)
+    """Upper bound on ‖B‖₂ for B = symbol − shift·I: the Schatten 4-norm ‖BᴴB‖_F^½, the largest over all frequencies."""
+    if shift:
+        symbol = recycled(symbol).copy_(symbol)
+        symbol.diagonal(dim1=1, dim2=2).sub_(shift)
+    real, imaginary = symbol.chunk(2, 1)
     mixed = real.mT @ imaginary
-    gram = frobenius(scaled.mT @ scaled).square_() + frobenius(mixed - mixed.mT).square_()
-    return torch.minimum(product, gram.sqrt_()).amax().sqrt() * size
+    parts = symbol.mT @ symbol, mixed - mixed.mT
+    # In float64 the squares of squares neither overflow nor underflow.
+    squares = [torch.linalg.vector_norm(part, dim=(1, 2), dtype=torch.float64).square_() for part in parts]
+    return (squares[0] + squares[1]).amax().sqrt().sqrt()
 
 
 def frobenius(symbol: Tensor) -> Tensor:

@@ -499,17 +499,14 @@ def test_symbols_stand_for_complex_matrices() -> None:
 
 @pytest.mark.parametrize("shift", [0.0, 1.3])
 @pytest.mark.parametrize("size", [1.0, 1e-15, 1e15])
-@pytest.mark.parametrize("diagonal", [True, False])
-def test_bound_on_the_norms_of_a_symbol(diagonal: bool, size: float, shift: float) -> None:
-    """At least the largest 2-norm, at most n^¼ times as much, and no more than it for diagonal matrices."""
+def test_bound_on_the_norms_of_a_symbol(size: float, shift: float) -> None:
+    """At least the largest 2-norm, at most n^¼ times as much."""
     shift *= size
     S = torch.randn(7, 2 * 6, 6) * size
-    if diagonal:
-        S = S * torch.cat([torch.eye(6), torch.eye(6)])
     S[3] *= 1e-9
     exact = torch.linalg.matrix_norm(symbols.as_complex(S.double()) - shift * torch.eye(6), 2).max()
     bound = symbols.two_norm_bound(S, shift)
-    assert exact * (1 - 1e-6) <= bound <= exact * (1 + 1e-6) * (1 if diagonal else 6**0.25)
+    assert exact * (1 - 1e-6) <= bound <= exact * (1 + 1e-6) * 6**0.25
 
 
 @pytest.mark.parametrize("sides", [(1, 1), (3, 3), (1, 5), (5, 3)], ids=str)
