@@ -28,6 +28,11 @@ class Layout:
         return (*(Torus(height // 2, width // 2, 2) for height, width in strided), Torus(*last))
 
     @cached_property
+    def wholes(self) -> tuple[Torus, ...]:
+        """The toruses of the tiers, none of them divided."""
+        return tuple(Torus(*size) for size in self.sizes)
+
+    @cached_property
     def entries(self) -> tuple[int, ...]:
         return tuple(c * h * w for c, (h, w) in zip(self.channels, self.sizes, strict=True))
 
@@ -51,22 +56,23 @@ class Layout:
         """An image (height, width, channels, batch) of a tier, as a field on its torus."""
         return interleaved(image) if self.toruses[tier].phases == 2 else image
 
-    def descend(self, tier: int, field: Tensor) -> Tensor:
-        """What a strided correlation of `tier` gave, as a field of the next tier: zeros appended at the far sides.
+    # What these four give may lie in memory that the next call of the same one overwrites.
 
-        It may lie in memory that the next call overwrites, as may what `ascend` gives.
-        """
-        torus = self.toruses[tier + 1]
-        image = _padded(field, *self.sizes[tier + 1])
-        if torus.phases == 1:
-            return image
-        return _copied("interleaved", _sub_images(image)).flatten(2, 4)
+    def padded(self, tier: int, image: Tensor) -> Tensor:
+        """What a strided correlation of `tier` gave, as an image of the next tier: zeros appended at the far sides."""
+        return _padded(image, *self.sizes[tier + 1])
 
-    def ascend(self, tier: int, field: Tensor) -> Tensor:
-        """The adjoint of `descend`: a field of the next tier, cropped to what `tier` can have given."""
-        if self.toruses[tier + 1].phases == 2:
-            field = _copied("joined", _whole(field)).flatten(2, 3).flatten(0, 1)
-        return _copied("cropped", field[: self.toruses[tier].height, : self.toruses[tier].width])
+    def cropped(self, tier: int, image: Tensor) -> Tensor:
+        """The adjoint of `padded`: an image of the next tier, cut to what `tier` can have given."""
+        return _copied("cropped", image[: self.toruses[tier].height, : self.toruses[tier].width])
+
+    def divided(self, image: Tensor) -> Tensor:
+        """An image as the field of its four sub-images."""
+        return _copied("divided", _sub_images(image)).flatten(2, 4)
+
+    def united(self, field: Tensor) -> Tensor:
+        """The image of which a field has the sub-images: `divided` undone."""
+        return _copied("united", _whole(field)).flatten(2, 3).flatten(0, 1)
 
     def flat(self, z: Tensor) -> Tensor:
         """States as (entries, batch), contiguous: what all work is done on. States made here are views of that."""

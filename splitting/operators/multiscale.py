@@ -51,7 +51,10 @@ Spectra = list[Tensor]
 
 @dataclass(frozen=True)
 class _Symbols:
-    """What the kernels are in the frequency domain: the symbols of A_ii, the stacked D_i and F_{i+1}."""
+    """What the kernels are in the frequency domain: the symbols of A_ii, the stacked D_i and F_{i+1}.
+
+    F is on the whole torus of its tier: as four images it would be a matrix four times as large.
+    """
 
     A: Spectra
     D: Spectra
@@ -64,7 +67,7 @@ class _Symbols:
 
     def links(self, *, up: bool = False) -> list[_Link]:
         """F_{i+1}ᵀD_i of A, or D_iᵀF_{i+1} of its adjoint."""
-        return [_Link(F, D.mT, i, up) if up else _Link(D, F.mT, i, up) for i, (D, F) in enumerate(self.couplings)]
+        return [_Link(D, F, i, up) for i, (D, F) in enumerate(self.couplings)]
 
     @cached_property
     def stacked_A(self) -> Spectra:
@@ -188,7 +191,7 @@ class MultiscaleOperator(Operator):
         def compute() -> float:
             m, F, G, _ = self._kernels()
             kernels = [block_kernel(m, f, g) for f, g in zip(F[:-1], G[:-1], strict=True)]
-            whole = [Torus(*s).symbol(k) for s, k in zip(self._layout.sizes, kernels, strict=False)]
+            whole = [t.symbol(k) for t, k in zip(self._layout.wholes, kernels, strict=False)]
             squares = [down * down for down, _ in self._coupling_norms]
             last = self._symbols().A[-1]
             blocks = [
@@ -204,10 +207,8 @@ class MultiscaleOperator(Operator):
         """Upper bounds (up to rounding) on ‖D_i‖ and ‖F_{i+1}‖."""
 
         def compute() -> list[tuple[float, float]]:
-            F = self._kernels()[1][1:]
-            same = [two_norm_bound(Torus(*s).symbol(f)) for s, f in zip(self._layout.sizes[1:], F, strict=True)]
-            down = [two_norm_bound(unstacked(d)) for d in self._symbols().D]
-            return [(float(d), float(f)) for d, f in zip(down, same, strict=True)]
+            pairs = self._symbols().couplings
+            return [(float(two_norm_bound(unstacked(D))), float(two_norm_bound(unstacked(F)))) for D, F in pairs]
 
         return self._cached("coupling_norms", compute)
 
@@ -238,11 +239,12 @@ class MultiscaleOperator(Operator):
             norms += float(self.tensors[0].detach()) + f * f + d * d + 2 * g + (2 * f * sizes[i - 1][2] if i else 0.0)
         per_pass = sum(
             t.rounding(self.dtype)
+            + whole.rounding(self.dtype)
             + verified.gamma(8 * t.phases**2 * c + 16, self.dtype) * math.sqrt(2 * t.phases**2 * c)
-            for t, c in zip(self._layout.toruses, self._layout.channels, strict=True)
+            for t, whole, c in zip(self._layout.toruses, self._layout.wholes, self._layout.channels, strict=True)
         )
         symbol = sum(self._symbol_errors(self.dtype)) + 2 * norms * self._symbol_rounding(self.dtype)
-        return verified.round_up(8 * norms * per_pass + 4 * symbol)
+        return verified.round_up(10 * norms * per_pass + 4 * symbol)
 
     def _kernel_sizes(self) -> list[tuple[float, float, float]]:
         """Upper bounds, per tier, on the 2-norm of the entrywise modulus of the symbols of F, G and D (0 for none)."""
@@ -281,7 +283,8 @@ class MultiscaleOperator(Operator):
         return self._cached("double", lambda: self.replace(*(t.detach().double() for t in self.tensors)))
 
     def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
-        symbols, toruses, layout = self._symbols(), self._layout.toruses, self._layout
+        symbols, layout = self._symbols(), self._layout
+        toruses, wholes = layout.toruses, layout.wholes
         qs, zs = self._analyse(q, "q"), self._analyse(z)
         _, F, G, D = self._kernels()
         m_gradients, F_gradients, G_gradients, D_gradients = [], [], [], []
@@ -295,11 +298,12 @@ class MultiscaleOperator(Operator):
                 D_gradients.append(torus.kernel_gradient(times_hermitian(symbols.D[i], P), D[i].shape, stride=2))
         for i, (down, same) in enumerate(symbols.couplings):
             # 2⟨F q_{i+1}, D z_i⟩
-            upper, lower = toruses[i], toruses[i + 1]
-            below = layout.descend(i, _synthesised("passed", upper, _product("emitted", down, zs[i])))
-            correlation = lower.correlate(_analysed("moved", lower, below), qs[i + 1])
-            F_gradients[i + 1] = F_gradients[i + 1] + 2 * lower.kernel_gradient(correlation, F[i + 1].shape)
-            above = layout.ascend(i, _synthesised("passed", lower, _product("emitted", same, qs[i + 1])))
+            upper, whole = toruses[i], wholes[i + 1]
+            below = layout.padded(i, _synthesised("passed", upper, _product("emitted", down, zs[i])))
+            q_whole = _whole_spectrum(layout, i + 1, qs[i + 1])
+            correlation = whole.correlate(_analysed("moved", whole, below), q_whole)
+            F_gradients[i + 1] = F_gradients[i + 1] + 2 * whole.kernel_gradient(correlation, F[i + 1].shape)
+            above = layout.cropped(i, _synthesised("passed", whole, _product("emitted", same, q_whole)))
             correlation = upper.correlate(_analysed("moved", upper, above), zs[i])
             D_gradients[i] = D_gradients[i] + 2 * upper.kernel_gradient(correlation, D[i].shape, stride=2)
         return (torch.stack(m_gradients).sum(), *F_gradients, *G_gradients, *D_gradients)
@@ -317,7 +321,7 @@ class MultiscaleOperator(Operator):
     def _transform_kernels(self) -> _Symbols:
         m, F, G, D = self._kernels()
         toruses = self._layout.toruses
-        same = [stacked(t.symbol(f)) for t, f in zip(toruses[1:], F[1:], strict=True)]
+        same = [stacked(t.symbol(f)) for t, f in zip(self._layout.wholes[1:], F[1:], strict=True)]
         down = [stacked(t.symbol(d, stride=2)) for t, d in zip(toruses, D, strict=False)]
         diagonal = [t.symbol(block_kernel(m, f, g)) for t, f, g in zip(toruses, F, G, strict=True)]
         for i, d in enumerate(down):
@@ -391,14 +395,11 @@ _SAMPLED = 8
 
 @dataclass(frozen=True)
 class _Link:
-    """What one tier passes to its neighbour: stacked matrices on each side and a change of resolution between.
+    """FᵀD from a tier to the next, or DᵀF up from there: stacked matrices, between them a change of resolution."""
 
-    emit: (frequencies, 2k, 2n) of the origin, absorb: (frequencies, 2n′, 2k′) of the target. tier: the upper one.
-    """
-
-    emit: Tensor
-    absorb: Tensor
-    tier: int
+    D: Tensor
+    F: Tensor
+    tier: int  # the upper one
     up: bool
 
     @property
@@ -411,10 +412,26 @@ class _Link:
 
     def __call__(self, layout: Layout, spectrum: Tensor) -> Tensor:
         """What the target receives, in memory that the next link overwrites."""
-        origin, target = layout.toruses[self.origin], layout.toruses[self.target]
-        field = _synthesised("passed", origin, _product("emitted", self.emit, spectrum))
-        moved = layout.ascend(self.tier, field) if self.up else layout.descend(self.tier, field)
-        return _product("received", self.absorb, _analysed("moved", target, moved))
+        upper, whole = layout.toruses[self.tier], layout.wholes[self.tier + 1]
+        if self.up:
+            emitted = _product("emitted", self.F, _whole_spectrum(layout, self.origin, spectrum))
+            image = layout.cropped(self.tier, _synthesised("passed", whole, emitted))
+            return _product("received", self.D.mT, _analysed("moved", upper, image))
+        emitted = _product("emitted", self.D, spectrum)
+        image = layout.padded(self.tier, _synthesised("passed", upper, emitted))
+        absorbed = _product("received", self.F.mT, _analysed("moved", whole, image))
+        if layout.toruses[self.target] == whole:
+            return absorbed
+        field = layout.divided(_synthesised("passed", whole, absorbed))
+        return _analysed("received", layout.toruses[self.target], field)
+
+
+def _whole_spectrum(layout: Layout, tier: int, spectrum: Tensor) -> Tensor:
+    """The spectrum of a tier on its whole torus."""
+    torus, whole = layout.toruses[tier], layout.wholes[tier]
+    if torus == whole:
+        return spectrum
+    return _analysed("whole", whole, layout.united(_synthesised("passed", torus, spectrum)))
 
 
 class _Substitution(Resolvent):
