@@ -25,12 +25,12 @@ def block_sides(F: Tensor, G: Tensor) -> tuple[int, int]:
 
 def autocorrelation(F: Tensor) -> Tensor:
     """The kernel of FᵀF, with sides 2k − 1: Σ_t F_tᵀ F_{t+d} at d."""
-    height, width = F.shape[2:]
+    out, inner, height, width = F.shape
+    products = (F.permute(2, 3, 1, 0).reshape(-1, out) @ F.flatten(1)).view(height, width, inner, inner, height, width)
     total = F.new_zeros(())
     for a in range(height):
         for b in range(width):
-            term = torch.einsum("oi,ojuv->ijuv", F[:, :, a, b], F)
-            total = total + functional.pad(term, (width - 1 - b, b, height - 1 - a, a))
+            total = total + functional.pad(products[a, b], (width - 1 - b, b, height - 1 - a, a))
     return total
 
 

@@ -51,11 +51,12 @@ Spectra = list[Tensor]
 
 @dataclass(frozen=True)
 class _Symbols:
-    """What the kernels are in the frequency domain: the symbols of A_ii, the stacked D_i and F_{i+1}.
+    """The kernels of mI + FᵀF + G − Gᵀ; in the frequency domain, the symbols of A_ii, the stacked D_i and F_{i+1}.
 
     F is on the whole torus of its tier: as four images it would be a matrix four times as large.
     """
 
+    kernels: list[Tensor]
     A: Spectra
     D: Spectra
     F: Spectra
@@ -189,15 +190,11 @@ class MultiscaleOperator(Operator):
         """
 
         def compute() -> float:
-            m, F, G, _ = self._kernels()
-            kernels = [block_kernel(m, f, g) for f, g in zip(F[:-1], G[:-1], strict=True)]
-            whole = [t.symbol(k) for t, k in zip(self._layout.wholes, kernels, strict=False)]
+            symbols = self._symbols()
+            whole = [t.symbol(k) for t, k in zip(self._layout.wholes, symbols.kernels[:-1], strict=False)]
             squares = [down * down for down, _ in self._coupling_norms]
-            last = self._symbols().A[-1]
-            blocks = [
-                float(two_norm_bound(symbol, shift)) + square
-                for symbol, square in zip([*whole, last], [*squares, 0.0], strict=True)
-            ]
+            pairs = zip([*whole, symbols.A[-1]], [*squares, 0.0], strict=True)
+            blocks = [float(two_norm_bound(symbol, shift)) + square for symbol, square in pairs]
             return max(blocks) + max((2 * down * same for down, same in self._coupling_norms), default=0.0)
 
         return self._cached(("distance_bound", shift), compute)
@@ -323,10 +320,11 @@ class MultiscaleOperator(Operator):
         toruses = self._layout.toruses
         same = [stacked(t.symbol(f)) for t, f in zip(self._layout.wholes[1:], F[1:], strict=True)]
         down = [stacked(t.symbol(d, stride=2)) for t, d in zip(toruses, D, strict=False)]
-        diagonal = [t.symbol(block_kernel(m, f, g)) for t, f, g in zip(toruses, F, G, strict=True)]
+        kernels = [block_kernel(m, f, g) for f, g in zip(F, G, strict=True)]
+        diagonal = [t.symbol(k) for t, k in zip(toruses, kernels, strict=True)]
         for i, d in enumerate(down):
             diagonal[i] = torch.baddbmm(diagonal[i], d.mT, unstacked(d))
-        return _Symbols(diagonal, down, same)
+        return _Symbols(kernels, diagonal, down, same)
 
     def norm(self, z: Tensor) -> Tensor:
         if not may_overwrite(z):
