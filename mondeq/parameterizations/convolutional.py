@@ -19,7 +19,7 @@ from splitting import verified
 from splitting.errors import InvalidArgument
 from splitting.operators.layout import Layout
 from splitting.operators.symbols import as_complex, stacked
-from splitting.operators.torus import Torus
+from splitting.operators.torus import Torus, symbol_rounding
 
 
 class _Convolutional(StronglyMonotone):
@@ -73,10 +73,9 @@ class _Convolutional(StronglyMonotone):
         return gamma * verified.vector_norm(self._magnitude(size).permute(2, 0, 1))
 
     def input_norm(self, scale: Tensor) -> float:
-        symbol = Torus(*self.size).symbol(self._scaled_input(scale.double(), self.U.detach().double()))
-        kernel = self._scaled_input(scale.double(), self.U.detach().double()).abs().sum((2, 3))
-        rounding = verified.gamma(self.kernel_size**2 + 40) * float(kernel.norm())
-        return verified.spectral_norm(stacked(symbol), perturbation=rounding)
+        kernel = self._scaled_input(scale.double(), self.U.detach().double())
+        rounding = symbol_rounding(self.kernel_size**2) * float(kernel.abs().sum((2, 3)).norm())
+        return verified.spectral_norm(stacked(Torus(*self.size).symbol(kernel)), perturbation=rounding)
 
     def input_norm_estimate(self, scale: Tensor) -> Tensor:
         symbol = as_complex(Torus(*self.size).symbol(self._scaled_input(scale.to(self.U), self.U)))

@@ -43,7 +43,7 @@ class Layout:
 
     def images(self, z: Tensor) -> list[Tensor]:
         """The tiers of states z as images (batch, channels, height, width)."""
-        fields = self.fields(z.mT.contiguous())
+        fields = self.fields(self.flat(z))
         images = [joined(f) if t.phases == 2 else f for f, t in zip(fields, self.toruses, strict=True)]
         return [image.permute(3, 2, 0, 1) for image in images]
 

@@ -43,7 +43,7 @@ from splitting.operators.symbols import (
     two_norm_bound,
     unstacked,
 )
-from splitting.operators.torus import Torus
+from splitting.operators.torus import Torus, symbol_rounding
 from splitting.scratch import may_overwrite, scratch
 
 Spectra = list[Tensor]
@@ -149,17 +149,18 @@ class MultiscaleOperator(Operator):
 
     @property
     def lipschitz(self) -> float:
-        return self._cached("lipschitz", self._prove_lipschitz)
+        # The same numbers in float64 have the same L: it is proved once for both.
+        exact = self.double()
+        return exact._cached("lipschitz", exact._prove_lipschitz)
 
     def _prove_lipschitz(self) -> float:
         """Σ over diagonals of the largest block norm: ‖A_ii‖ are those of their symbols, the rest products of two."""
-        exact = self.double()
-        symbols = exact._symbols()
-        diagonal = max(map(spectral_norm, symbols.stacked_A, exact._symbol_errors(torch.float64)))
+        symbols = self._symbols()
+        diagonal = max(map(spectral_norm, symbols.stacked_A, self._symbol_errors(torch.float64)))
         if not symbols.D:
             return diagonal
-        relative = exact._symbol_rounding(torch.float64)
-        sizes = exact._kernel_sizes()
+        relative = self._symbol_rounding(torch.float64)
+        sizes = self._kernel_sizes()
         F = [spectral_norm(s, relative * f) for s, (f, _, _) in zip(symbols.F, sizes[1:], strict=True)]
         D = [spectral_norm(s, relative * d) for s, (_, _, d) in zip(symbols.D, sizes, strict=False)]
         return verified.round_up(diagonal + max(2 * f * d for f, d in zip(F, D, strict=True)))
@@ -256,8 +257,8 @@ class MultiscaleOperator(Operator):
 
     def _symbol_rounding(self, dtype: torch.dtype) -> float:
         """Upper bound on the error of a computed symbol relative to its kernel's size."""
-        # FᵀF + G − Gᵀ has at most five times the entries of the larger kernel; phases are off by some 35 roundings.
-        return verified.gamma(5 * self._taps + 40, dtype)
+        # FᵀF + G − Gᵀ has at most five times the entries of the larger kernel.
+        return symbol_rounding(5 * self._taps, dtype)
 
     @property
     def _taps(self) -> int:
@@ -366,14 +367,15 @@ class ConvolutionOperator(MultiscaleOperator):
     def strong_monotonicity(self) -> float:
         """m + σ_min(F)², the smallest eigenvalue of the symmetric part, proved frequency by frequency."""
 
+        exact = self.double()
+
         def prove() -> float:
-            exact = self.double()
-            F = stacked(self._layout.toruses[0].symbol(exact.tensors[1]))
+            m, F = float(exact.tensors[0].detach()), stacked(self._layout.toruses[0].symbol(exact.tensors[1]))
             error = exact._symbol_errors(torch.float64)[0]
             least = min(verified.smallest_eigenvalue(f.mT @ f, perturbation=error) for f in F.split(CHUNK))
-            return max(verified.round_down(float(self.tensors[0].detach()) + least), float(self.tensors[0].detach()))
+            return max(verified.round_down(m + least), m)
 
-        return self._cached("strong_monotonicity", prove)
+        return exact._cached("strong_monotonicity", prove)
 
 
 class _Adjoint(AdjointView):
@@ -440,11 +442,11 @@ class _Substitution(Resolvent):
     """
 
     def __init__(
-        self, layout: Layout, reflectors: Spectra, symbols: _Symbols, alpha: float, *, adjoint: bool = False
+        self, layout: Layout, reflectors: Spectra, symbols: _Symbols, alpha: float, *, up: bool = False
     ) -> None:
-        self.layout, self.reflectors, self.symbols, self.alpha = layout, reflectors, symbols, alpha
-        self.order = range(len(reflectors))[:: -1 if adjoint else 1]
-        self.links = {link.target: link for link in symbols.links(up=adjoint)}
+        self.layout, self.reflectors, self.symbols, self.alpha, self.up = layout, reflectors, symbols, alpha, up
+        self.order = range(len(reflectors))[:: -1 if up else 1]
+        self.links = {link.target: link for link in symbols.links(up=up)}
 
     def __call__(self, v: Tensor) -> Tensor:
         return self.reflect(v).add_(v).mul_(0.5)
@@ -472,7 +474,7 @@ class _Substitution(Resolvent):
     @property
     def adjoint(self) -> Resolvent:
         transposed = [c.mT for c in self.reflectors]
-        return _Substitution(self.layout, transposed, self.symbols, self.alpha, adjoint=self.order.step == 1)
+        return _Substitution(self.layout, transposed, self.symbols, self.alpha, up=not self.up)
 
 
 def _analysed(slot: str, torus: Torus, field: Tensor) -> Tensor:

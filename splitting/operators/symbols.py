@@ -29,12 +29,6 @@ def stacked(symbol: Tensor) -> Tensor:
     return result.view(count, rows, 2 * inner)
 
 
-def adjoint(symbol: Tensor) -> Tensor:
-    """The conjugate transposes, as a symbol."""
-    real, imaginary = symbol.chunk(2, 1)
-    return torch.cat([real.mT, -imaginary.mT], 1)
-
-
 def as_complex(symbol: Tensor) -> Tensor:
     """The complex matrices (frequencies, n_out, n_in) of a symbol."""
     real, imaginary = symbol.chunk(2, 1)

@@ -40,7 +40,6 @@ def _constant(compute: Callable[..., T]) -> Callable[..., T]:
 # larger than the second number.
 _LARGEST_SIDE, _LARGEST_FACTOR = 64, 256
 
-
 Exchange = tuple[tuple[int, ...], tuple[int, ...]]
 
 
@@ -176,6 +175,12 @@ class Torus:
         if not self._by_product:
             return (self.height, 1), (self.width, 1)
         return _factors(self.height), _factors(self.width)
+
+
+def symbol_rounding(taps: int, dtype: torch.dtype = torch.float64) -> float:
+    """Upper bound on the error of a symbol computed in `dtype` from a kernel of so many taps, relative to its size."""
+    # A sum over taps of products with phases that are off by some 35 roundings.
+    return verified.gamma(taps + 40, dtype)
 
 
 def _factors(side: int) -> tuple[int, int]:
