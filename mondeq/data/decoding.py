@@ -27,7 +27,7 @@ PICTURE_BYTES = 1 << 28
 """No larger picture file is read: as many bytes as the pixels of the largest picture that Pillow opens unwarned."""
 
 # While a picture is decoded there are its pixels as Pillow has them, with an alpha channel, converted, and copied.
-_COPIES = 4
+_BYTES_PER_PIXEL = 16
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _PNG_DEPTH = 24  # where the bit depth stands: after the signature, the first chunk's length and kind, width and height
 _NO_PICTURE = "is no PNG or JPEG picture of 8 bits per channel, or is damaged"
@@ -88,7 +88,11 @@ def decode(content: bytes, mode: str, size: tuple[int, int] | None = None) -> Pi
     if size is not None and sorted(image.size) != sorted(size):
         raise _OtherSize(*image.size)
     with foreign("is damaged"):
-        image = _upright(image)
+        image.load()
+        _require_palette(image)
+    with foreign("has EXIF data that cannot be read, so that it may lie on its side; remove that data"):
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        image = image if turn is None else image.transpose(turn)
     if size is not None and image.size != size:
         raise _OtherSize(*image.size)
     if mode == "L" and image.mode not in _GREY_MODES:
@@ -119,15 +123,12 @@ def _opened(content: bytes) -> Image.Image:
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The decoded picture, turned as its EXIF data says; `DataError` if it uses colours that its palette has not."""
-    image.load()
-    if image.palette is not None and image.mode == "P":
-        _, last = image.getextrema()
-        if last >= len(image.palette.palette) // len(image.palette.mode):
-            raise DataError("uses colours that its palette does not have; save it anew")
-    turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    return image if turn is None else image.transpose(turn)
+def _require_palette(image: Image.Image) -> None:
+    """Raise `DataError` if the decoded picture uses colours that its palette does not have: they would be black."""
+    if image.mode == "P" and image.palette is not None:
+        colours = len(image.palette.palette) // len(image.palette.mode)
+        if np.asarray(image).max() >= colours:
+            raise DataError(f"uses more colours than the {colours} of its palette; save it anew")
 
 
 def _mapped(file: Path, count: int) -> Pixels:
@@ -177,7 +178,8 @@ def _decoded(sizes: Mapping[str, int], opened: Opener, where: Path, mode: str) -
         size = (first.shape[2], first.shape[1])
         yield first
         bar.update()
-        for portion in _portions(names[1:], [2 * sizes[name] + _COPIES * first.nbytes for name in names[1:]]):
+        decoding = _BYTES_PER_PIXEL * size[0] * size[1]
+        for portion in _portions(names[1:], [2 * sizes[name] + decoding for name in names[1:]]):
             share = min(GROUP, -(-len(portion) // threads))
             groups = [portion[start : start + share] for start in range(0, len(portion), share)]
             for group in pool.map(several, groups):
