@@ -77,8 +77,9 @@ class Found:
         size = content.tell()
         if size != form.size or digest.hexdigest() != form.checksum:
             found = f"more than {form.size} bytes" if size > form.size else f"{size} bytes with {digest.hexdigest()}"
+            covered = "it has" if form.covers == "file" else "its contents have"
             raise DataError(
-                f"{self.where} is not the published {form.name} of {self.dataset}: its {form.covers} has {found} "
+                f"{self.where} is not the published {form.name} of {self.dataset}: {covered} {found} "
                 f"instead of {form.size} bytes with the {algorithm.upper()} {form.checksum}; it is truncated, changed "
                 "or of another data set, so move it away and get it again (for pictures of your own use folder:PATH)"
             )
