@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import reprlib
 from dataclasses import dataclass
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, TypeGuard
+
+import numpy as np
 
 from mondeq.errors import ConfigError
 
@@ -43,20 +48,31 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require("data", self.data, isinstance(self.data, str), "the name of a data set")
+        _require("data", self.data, is_file_name(self.data), "the name of a data set")
+        _require("flip", self.flip, isinstance(self.flip, bool | np.bool_), "true or false")
+        for name, names in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            value = getattr(self, name)
+            _require(name, value, isinstance(value, str) and value in names, f"one of {', '.join(names)}")
         for name in ("epochs", "batch_size", "decay_every"):
-            value = getattr(self, name)
-            _require(name, value, isinstance(value, int) and value >= 1, "an integer ≥ 1")
+            self._normalise(name, _whole(name, getattr(self, name), 1))
         for name in ("shift", "seed"):
-            value = getattr(self, name)
-            _require(name, value, isinstance(value, int) and value >= 0, "an integer ≥ 0")
+            self._normalise(name, _whole(name, getattr(self, name), 0))
+        for name in ("lr", "weight_decay", "clip", "radius", "ramp", "logit_scale"):
+            self._normalise(name, _real(name, getattr(self, name)))
+        self._normalise("flip", bool(self.flip))
         for name in ("lr", "logit_scale"):
             _require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "a finite number > 0")
         for name in ("weight_decay", "clip", "radius"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "a finite number ≥ 0")
         _require("ramp", self.ramp, 0 <= self.ramp <= 1, "in [0, 1]")
-        _require("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
-        _require("schedule", self.schedule, self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+
+    def _normalise(self, name: str, value: object) -> None:
+        """Python's own numbers, whichever kind was given: JSON knows no others."""
+        object.__setattr__(self, name, value)
+
+    def check_images(self, height: int, width: int) -> None:
+        """Raises ConfigError unless `shift` leaves something of images of this size to be seen."""
+        _require("shift", self.shift, self.shift < min(height, width), f"less than the side of images {height}×{width}")
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of the step'th step (from 0): a function of nothing else, so that runs resume exactly."""
@@ -77,15 +93,46 @@ class TrainingConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ConfigError(f"unknown or missing training settings: {error}") from None
+        """A configuration read back from JSON. Unknown, missing and mistyped entries are errors."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ConfigError(f"unknown training setting(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        if "data" not in values:
+            raise ConfigError("the training setting `data` is missing")
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
+def is_file_name(value: object) -> TypeGuard[str]:
+    """Whether a path can be made of `value`: not of NUL, nor of half a surrogate pair."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        return False
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _whole(name: str, value: object, least: int) -> int:
+    """`value`, Python's or numpy's whole number, as an int that torch takes too."""
+    needed = f"an integer ≥ {least} and < 2^63"
+    _require(name, value, isinstance(value, Integral) and not isinstance(value, bool), needed)
+    _require(name, value, least <= value < 2**63, needed)  # type: ignore[operator]
+    return int(value)  # type: ignore[call-overload]
+
+
+def _real(name: str, value: object) -> float:
+    """`value`, Python's or numpy's real number, as a float; inf for one too large to be one."""
+    _require(name, value, isinstance(value, Real) and not isinstance(value, bool), "a number")
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        return math.inf
+
+
 def _require(name: str, value: object, holds: bool, needed: str) -> None:
     if not holds:
-        raise ConfigError(f"`{name}` must be {needed}, got {value!r}")
+        raise ConfigError(f"`{name}` must be {needed}, got {reprlib.repr(value)}")
