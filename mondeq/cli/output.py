@@ -57,9 +57,11 @@ def flush() -> None:
 
 
 def complain(text: str) -> None:
-    """One line on stderr. Where nobody can be told, nothing happens: no warning ends the work it warns of."""
+    """One line on stderr, its middle left out where it is endless. Where nobody can be told, nothing happens: no
+    warning ends the work it warns of."""
+    line = one_line(text)
     with suppress(OSError):
-        print(one_line(text), file=sys.stderr, flush=True)
+        print(line if len(line) <= 1000 else f"{line[:600]} … {line[-300:]}", file=sys.stderr, flush=True)
 
 
 def one_line(text: str) -> str:
