@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
-import reprlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mondeq import data, distributed
+from mondeq import data, distributed, values
 from mondeq.certify import Report, certify
 from mondeq.cli.output import percent, table
 from mondeq.errors import ConfigError
@@ -66,9 +65,9 @@ def run_data(run: Path, data_dir: Path | None) -> data.Dataset:
         raise ConfigError(f"{run / CONFIG} names no data set: the model was not saved by `mondeq train`")
     name, stored = training["data"], config.get("data_dir")
     if not is_file_name(name):
-        raise ConfigError(f"`data` in {run / CONFIG} must be the name of a data set, got {reprlib.repr(name)}")
+        raise ConfigError(f"`data` in {run / CONFIG} must be the name of a data set, got {values.shown(name)}")
     if stored is not None and not is_file_name(stored):
-        raise ConfigError(f"`data_dir` in {run / CONFIG} must be the path of a folder, got {reprlib.repr(stored)}")
+        raise ConfigError(f"`data_dir` in {run / CONFIG} must be the path of a folder, got {values.shown(stored)}")
     return load_data(name, data_dir if data_dir is not None or stored is None else Path(stored))
 
 

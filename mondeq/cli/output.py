@@ -10,6 +10,7 @@ import argparse
 import codecs
 import io
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -111,8 +112,9 @@ def save_json(path: Path | None, value: dict[str, Any]) -> None:
 def _check_writable(path: Path) -> None:
     try:
         # Files are replaced, so a device or a pipe would be lost.
-        if path.exists() and not path.is_file():
-            raise RunError(f"cannot write {path}: it exists and is not a regular file")
+        with suppress(FileNotFoundError):
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise RunError(f"cannot write {path}: it exists and is not a regular file")
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except (OSError, ValueError) as error:
