@@ -64,9 +64,10 @@ class TrainingConfig:
 
     def _keep_whole(self, name: str, least: int) -> None:
         value = values.whole(getattr(self, name))
-        # What torch takes, as a seed or anywhere.
-        inside = value is not None and least <= value < 2**63
-        self._keep(name, value if inside else None, f"an integer ≥ {least} and < 2^63")
+        # torch takes no larger ones, as a seed or anywhere.
+        largest = 2**63 - 1
+        needed = f"an integer ≥ {least}" if value is None or value <= largest else "an integer < 2^63"
+        self._keep(name, value if value is not None and least <= value <= largest else None, needed)
 
     def _keep_real(self, name: str, inside: Callable[[float], bool], needed: str) -> None:
         value = values.real(getattr(self, name))
@@ -104,10 +105,11 @@ class TrainingConfig:
     def from_dict(cls, settings: dict[str, Any]) -> TrainingConfig:
         """A configuration read back from JSON. Unknown, missing and mistyped entries are errors."""
         known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(settings) - known):
-            raise ConfigError(f"unknown training setting(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        if "data" not in settings:
-            raise ConfigError("the training setting `data` is missing")
+        wrong = sorted(set(settings) - known) or sorted({"data"} - set(settings))
+        if wrong:
+            raise ConfigError(
+                f"unknown or missing training settings: {', '.join(wrong)}; known are {', '.join(sorted(known))}"
+            )
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:

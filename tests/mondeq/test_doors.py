@@ -132,7 +132,7 @@ def test_training_settings_are_plain_values_or_refused(name: str) -> None:
 def test_whole_numbers_reach_as_far_as_those_of_torch(name: str) -> None:
     assert getattr(TrainingConfig(**{"data": "digits", name: 2**63 - 1}), name) == 2**63 - 1
     for value in (2**63, 2**64, 10**5000, -1, 1.0, True, "1"):
-        with pytest.raises(ConfigError, match=rf"`{name}` must be an integer ≥ [01] and < 2\^63"):
+        with pytest.raises(ConfigError, match=rf"`{name}` must be an integer (≥ [01]|< 2\^63), got"):
             TrainingConfig(**{"data": "digits", name: value})
 
 
