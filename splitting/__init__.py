@@ -5,9 +5,9 @@ Knows torch, and nothing of neural networks.
 
 from splitting.checks import check_activation, check_adjoint, check_monotone, check_resolvent, error_bound
 from splitting.errors import InvalidArgument, InvalidType, NotConverged, ResolventError, SplittingError
-from splitting.implicit import equilibrium
-from splitting.inclusion import Inclusion
+from splitting.implicit import Gradient, Implicit, OneStep, Unrolled, equilibrium, jacobian_norm
 from splitting.operators import ConvolutionOperator, DenseOperator, MultiscaleOperator, Operator, Resolvent
+from splitting.problems import FixedPoint, Inclusion, Problem
 from splitting.prox import (
     Activation,
     Box,
@@ -24,9 +24,11 @@ from splitting.prox import (
 from splitting.solve import ConvergenceWarning, Outcome, Solution, Status, solve
 from splitting.solvers import (
     Anderson,
+    Broyden,
     DouglasRachford,
     ForwardBackward,
     ForwardBackwardForward,
+    Iterate,
     PeacemanRachford,
     Solver,
 )
@@ -36,23 +38,30 @@ __all__ = [
     "Activation",
     "Anderson",
     "Box",
+    "Broyden",
     "ConvergenceWarning",
     "ConvolutionOperator",
     "DenseOperator",
     "DouglasRachford",
+    "FixedPoint",
     "ForwardBackward",
     "ForwardBackwardForward",
+    "Gradient",
     "Identity",
+    "Implicit",
     "Inclusion",
     "InvalidArgument",
     "InvalidType",
+    "Iterate",
     "LeakyReLU",
     "Masked",
     "MultiscaleOperator",
     "NotConverged",
+    "OneStep",
     "Operator",
     "Outcome",
     "PeacemanRachford",
+    "Problem",
     "ReLU",
     "Resolvent",
     "ResolventError",
@@ -65,6 +74,7 @@ __all__ = [
     "SplittingError",
     "Status",
     "Tanh",
+    "Unrolled",
     "best_step",
     "check_activation",
     "check_adjoint",
@@ -73,5 +83,6 @@ __all__ = [
     "contraction_factor",
     "equilibrium",
     "error_bound",
+    "jacobian_norm",
     "solve",
 ]

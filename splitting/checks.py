@@ -5,48 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from splitting import verified
 from splitting.context import in_full_precision
 from splitting.errors import InvalidArgument
-from splitting.inclusion import Inclusion, check_state
 from splitting.operators import Operator
+from splitting.problems import Problem
 from splitting.prox import Activation
 
-# Evaluating σ in float64 is taken to be right to this many units in the last place of the result.
-_ACTIVATION_ULPS = 4
 
-
-@torch.no_grad()
-@in_full_precision
-def error_bound(problem: Inclusion, z: Tensor) -> Tensor:
+def error_bound(problem: Problem, z: Tensor) -> Tensor:
     """Proved upper bound on ‖z − z*‖_Λ for each sample, for any z (batch, *state_shape), wherever it came from.
 
-    One forward–backward step with step β = 1/rms(A) leads from z to z′ = σ(y), for which s = y − z′ ∈ ∂f(z′) exactly,
-    whatever y is; with r = A z′ − c + s, strong monotonicity gives ‖z′ − z*‖ ≤ ‖r‖/m, and the bound is
-    ‖z − z′‖ + ‖r‖/m. All in float64, with the rounding of every operation added. inf where m ≤ 0 or z is not finite.
-    The exact problem is the one whose A, c are the given floating-point numbers.
+    float64, (batch,); inf where nothing is proved, as about every FixedPoint. How: see `splitting.Inclusion.error_bound`.
+    Raises InvalidArgument, InvalidType for z of another shape, dtype or device.
     """
-    check_state("z", z, problem.operator)
-    exact = problem.frozen().double()
-    operator, source, prox = exact.operator.frozen(), exact.source, exact.prox
-    m = operator.strong_monotonicity
-    if not m > 0 or z.numel() == 0:
-        return source.new_full((len(source),), torch.inf if z.numel() else 0.0)
-    z = z.detach().double()
-    beta = operator.typical_step
-    y = prox.point(z - beta * (operator.apply(z) - source), beta)
-    nearby = prox(y)
-    image = operator.apply(nearby)
-    r = image - source + (y - nearby)
-    size = _norm(operator, image.abs() + source.abs() + y.abs() + nearby.abs())
-    sigma_error = _ACTIVATION_ULPS * verified.unit_roundoff(torch.float64) * _norm(operator, nearby)
-    # 8: differences that may vanish below the normal numbers.
-    vanished = _norm(operator, torch.full_like(nearby[:1], 8 * verified.UNDERFLOW))
-    r_error = operator.rounding(nearby) + verified.gamma(4) * size + vanished
-    # A wrong last digit of σ moves both A z′ and s.
-    r_error = r_error + (operator.frobenius + 1) * sigma_error
-    bound = _norm(operator, z - nearby) + sigma_error + (_norm(operator, r) + r_error) / m
-    return torch.nan_to_num(bound * (1 + 1e-12), nan=torch.inf)
+    return problem.error_bound(z)
 
 
 @torch.no_grad()
@@ -107,12 +79,6 @@ def check_activation(activation: Activation, *, low: float = -20.0, high: float 
 def _require(holds: Tensor, activation: Activation, failure: str, where: Tensor) -> None:
     if not bool(holds):
         raise InvalidArgument(f"{type(activation).__name__} {failure}, first at y = {float(where[0]):.6g}")
-
-
-def _norm(operator: Operator, z: Tensor) -> Tensor:
-    """Upper bound on ‖z‖_Λ per sample."""
-    root = operator.root_metric
-    return verified.vector_norm(z if root is None else z * root) * (1 + 4 * verified.unit_roundoff(torch.float64))
 
 
 def _random(operator: Operator, batch: int, seed: int) -> Tensor:

@@ -15,7 +15,7 @@ from splitting.checks import error_bound
 from splitting.context import full_precision, is_transformed, uncompiled
 from splitting.derived import Derived
 from splitting.errors import InvalidArgument, InvalidType, NotConverged
-from splitting.inclusion import Inclusion, check_state
+from splitting.problems import Problem
 from splitting.scratch import recycled
 from splitting.solvers import PeacemanRachford, Solver
 
@@ -65,7 +65,7 @@ class Solution:
     (steps, batch).
     """
 
-    problem: Inclusion
+    problem: Problem
     value: Tensor
     residual: Tensor
     steps: Tensor
@@ -97,12 +97,11 @@ class Solution:
 
     def _present_versions(self) -> list[int]:
         """How often each tensor of the problem was written to; unknown for those of inference mode."""
-        tensors = (self.problem.source, *self.problem.operator.tensors, *self.problem.prox.tensors)
-        return [-1 if t.is_inference() or is_transformed(t) else t._version for t in tensors]
+        return [-1 if t.is_inference() or is_transformed(t) else t._version for t in self.problem.tensors]
 
 
 def solve(
-    problem: Inclusion,
+    problem: Problem,
     solver: Solver | None = None,
     *,
     tol: float = 1e-6,
@@ -110,9 +109,10 @@ def solve(
     initial: Tensor | None = None,
     on_failure: OnFailure = "warn",
 ) -> Solution:
-    """Solve 0 ∈ A z − c + ∂f(z) for every sample of the batch; no gradients (see `splitting.equilibrium`).
+    """Solve `problem` for every sample of the batch; no gradients (see `splitting.equilibrium`).
 
-    solver: PeacemanRachford() by default. tol: stop a sample once its relative backward error is ≤ tol.
+    problem: an Inclusion 0 ∈ A z − c + ∂f(z), or a FixedPoint z = f(z, x), which takes solvers of its own. solver:
+    PeacemanRachford() by default. tol: stop a sample once its relative backward error is ≤ tol.
     initial: a guess of the solution to start from, shaped like the source. on_failure: whether to raise NotConverged,
     issue a ConvergenceWarning or just return when a sample misses `tol`. A sample's result does not depend on its
     batch-mates. Raises InvalidArgument/InvalidType for arguments outside their range.
@@ -135,37 +135,31 @@ def announce(solution: Solution, on_failure: OnFailure, prefix: str = "") -> Non
 
 
 @uncompiled
-def run(problem: Inclusion, solver: Solver, tol: float, max_steps: int, initial: Tensor | None) -> Solution:
+def run(problem: Problem, solver: Solver, tol: float, max_steps: int, initial: Tensor | None) -> Solution:
     """`solve` for arguments that were checked, where nothing is recorded, on a problem that does not change."""
-    with full_precision(problem.source.device):
-        size = problem.operator.norm(problem.source)
+    with full_precision(problem.like.device):
         initial = None if initial is None else initial.detach()
-        units = _units(problem, size, tol)
-        if units is None:
-            return _run(problem, size, solver, tol, max_steps, initial).solution(problem, tol, solver)
-        scaled = Inclusion(problem.operator, problem.source * units, problem.prox.scaled(units))
-        size = scaled.operator.norm(scaled.source)
-        record = _run(scaled, size, solver, tol, max_steps, None if initial is None else initial * units)
+        other = problem.in_range(tol)
+        if other is None:
+            return _run(problem, solver, tol, max_steps, initial).solution(problem, tol, solver)
+        scaled, units = other
+        record = _run(scaled, solver, tol, max_steps, None if initial is None else initial * units)
         return record.solution(problem, tol, solver, units)
 
 
-def _run(
-    problem: Inclusion, offset: Tensor, solver: Solver, tol: float, max_steps: int, initial: Tensor | None
-) -> _Record:
-    """The loop. offset: ‖c‖_Λ per sample."""
-    source, operator = problem.source, problem.operator
+def _run(problem: Problem, solver: Solver, tol: float, max_steps: int, initial: Tensor | None) -> _Record:
+    like = problem.like
     iteration = solver.bind(problem)
     carry = iteration.init(initial)
-    record = _Record(source, max_steps)
-    record.rounding, hidden = iteration.rounding, source.new_full((), iteration.rounding)
-    weight = operator.norm_bound
-    tiny = torch.finfo(source.dtype).tiny
+    record = _Record(like, max_steps)
+    record.rounding, hidden = iteration.rounding, like.new_full((), iteration.rounding)
+    scale_of, tiny = problem.scale(), torch.finfo(like.dtype).tiny
     every = 1 if record.asking_is_free else _STEPS_PER_QUESTION
-    for step in range(1, max_steps + 1 if len(source) else 1):
+    for step in range(1, max_steps + 1 if len(like) else 1):
         state = iteration.step(carry)
         carry = state.carry
-        scale = torch.add(offset, operator.norm(state.value), alpha=weight)
         # Dividing by a scale that overflowed would look like convergence.
+        scale = scale_of(state.value)
         scale = scale.masked_fill_(scale == math.inf, math.nan).clamp_min_(tiny)
         record.note(step, state.value, torch.addcdiv(hidden, state.gap, scale), tol)
         if (step % every == 0 or step == max_steps) and record.finished():
@@ -173,50 +167,19 @@ def _run(
     return record
 
 
-def _units(problem: Inclusion, size: Tensor, tol: float) -> Tensor | None:
-    """Powers of two κ, shaped to multiply states, such that in units of 1/κ no sample's numbers overflow or vanish.
-
-    Norms square what they sum, so float32 numbers below 1e-19 would count as 0, and a sample of such numbers as solved.
-    size: ‖c‖_Λ per sample. κ = 1 for a sample of ordinary numbers, which so does not depend on its batch-mates; None
-    where all are ordinary.
-    """
-    source, prox = problem.source, problem.prox
-    # What is wrong with an operator that is not finite is the solver's to say.
-    step = problem.operator.typical_step if math.isfinite(problem.operator.frobenius) else 1.0
-    info = torch.finfo(source.dtype)
-    # A residual of tol times the size, of which an entry has a thousandth, still has squares that are normal numbers.
-    # Solutions are about `step` times as large as sources.
-    low = 1e3 * math.sqrt(info.tiny) / min(tol, 1.0) / min(step, 1.0)
-    high = math.sqrt(info.max) * info.eps / max(step, 1.0)
-    least, most = torch.stack(size.aminmax()).tolist() if len(size) else (low, high)
-    if low <= least <= most <= high:
-        return None
-    unusual = ~((size >= low) & (size <= high))
-    # What σ makes of 0 is in every state, however small the source is.
-    largest = source.abs() if prox.homogeneous else source.abs().maximum(prox(torch.zeros_like(source)).abs() / step)
-    largest = torch.linalg.vector_norm(largest[unusual], math.inf, dim=tuple(range(1, source.ndim)))
-    known = torch.isfinite(largest) & (largest > 0)
-    # Halfway between the size of the source and that of the solution, and so that κ and 1/κ are normal numbers.
-    exponents = torch.frexp(largest).exponent + round(math.log2(step) / 2)
-    reach = math.frexp(info.max)[1] - 4
-    units = torch.ones_like(size)
-    units[unusual] = torch.where(known, torch.exp2(-exponents.clamp(-reach, reach).to(size.dtype)), 1.0)
-    return None if bool((units == 1).all()) else units.reshape(-1, *[1] * (source.ndim - 1))
-
-
 class _Record:
     """What each sample had when it converged. Nothing here depends on how often `finished` is asked."""
 
-    def __init__(self, source: Tensor, max_steps: int) -> None:
-        count = len(source)
+    def __init__(self, like: Tensor, max_steps: int) -> None:
+        count = len(like)
         self.value: Tensor | None = None
-        self.residual = source.new_full((count,), math.inf)
-        self.converged = torch.zeros(count, dtype=torch.bool, device=source.device)
-        self.steps = torch.full((count,), max_steps, device=source.device)
+        self.residual = like.new_full((count,), math.inf)
+        self.converged = torch.zeros(count, dtype=torch.bool, device=like.device)
+        self.steps = torch.full((count,), max_steps, device=like.device)
         # Residuals step by step. Small tensors made in every step would keep the heap from closing over larger ones.
-        self.history = source.new_empty(min(max_steps, 64), count)
+        self.history = like.new_empty(min(max_steps, 64), count)
         self.taken = 0
-        self.asking_is_free = source.device.type in _FREE_TO_ASK
+        self.asking_is_free = like.device.type in _FREE_TO_ASK
         self.rounding = 0.0  # of the iteration whose steps are recorded
         self.untouched = True  # no sample has converged yet, as far as the host knows
 
@@ -254,9 +217,9 @@ class _Record:
             return False  # none has converged; that all have overflowed is worth asking only now and then
         return bool((self.converged | ~torch.isfinite(self.residual)).all())
 
-    def solution(self, problem: Inclusion, tol: float, solver: Solver, units: Tensor | None = None) -> Solution:
+    def solution(self, problem: Problem, tol: float, solver: Solver, units: Tensor | None = None) -> Solution:
         """What was recorded; `units` are those in which it was computed."""
-        value = torch.zeros_like(problem.source) if self.value is None else self.value
+        value = torch.zeros_like(problem.like) if self.value is None else self.value
         if units is not None:
             value = self._converted(value, problem, tol, units)
         steps = torch.where(self.converged, self.steps, self.taken)
@@ -265,18 +228,15 @@ class _Record:
             problem, value, self.residual, steps, self.converged, self.history[: self.taken].clone(), status
         )
 
-    def _converted(self, value: Tensor, problem: Inclusion, tol: float, units: Tensor) -> Tensor:
+    def _converted(self, value: Tensor, problem: Problem, tol: float, units: Tensor) -> Tensor:
         """`value` in the units of the problem. What that rounds, where numbers are subnormal, counts as residual."""
-        operator, converted = problem.operator, value / units
-        # An error e of z is one of A z of ‖A‖‖e‖, and one of s ∈ ∂f(z) that prox makes as large again.
-        lost = operator.norm(converted * units - value) * (operator.norm_bound + 1 / operator.typical_step)
-        scale = operator.norm(problem.source * units) + operator.norm_bound * operator.norm(value)
-        self.residual = self.residual + torch.where(scale > 0, lost / scale, 0.0)
+        converted = value / units
+        self.residual = self.residual + problem.lost(value, converted, units)
         self.converged = self.converged & (self.residual <= tol)
         return converted
 
 
-def _status(record: _Record, problem: Inclusion, tol: float, solver: Solver) -> Status:
+def _status(record: _Record, problem: Problem, tol: float, solver: Solver) -> Status:
     converged, residual, steps = record.converged, record.residual, record.taken
     total, missing = len(converged), int((~converged).sum())
     name = type(solver).__name__
@@ -287,11 +247,7 @@ def _status(record: _Record, problem: Inclusion, tol: float, solver: Solver) -> 
     bad = int((~torch.isfinite(residual)).sum())
     if bad:
         finite_input = bool(torch.isfinite(problem.source).all())
-        cause = (
-            "A, c or z overflows this dtype; use float64 or rescale"
-            if finite_input
-            else "the source c holds NaN or inf; check the input"
-        )
+        cause = problem.overflow if finite_input else "the source c holds NaN or inf; check the input"
         return Status(
             Outcome.NON_FINITE, f"{name}: {bad} of {total} samples became NaN or inf within {steps} steps: {cause}"
         )
@@ -304,9 +260,9 @@ def _status(record: _Record, problem: Inclusion, tol: float, solver: Solver) -> 
     )
 
 
-def _remedy(record: _Record, problem: Inclusion, worst: float, tol: float) -> str:
+def _remedy(record: _Record, problem: Problem, worst: float, tol: float) -> str:
     """What to do about samples that missed the tolerance."""
-    source, info = problem.source, torch.finfo(problem.source.dtype)
+    source, info = problem.source, torch.finfo(problem.like.dtype)
     largest = torch.linalg.vector_norm(source[~record.converged], math.inf, dim=tuple(range(1, source.ndim)))
     if 0 < float(largest.min()) < info.tiny / info.eps:
         return f"its source is near the smallest numbers of {source.dtype}: use float64 or rescale"
@@ -318,20 +274,13 @@ def _remedy(record: _Record, problem: Inclusion, worst: float, tol: float) -> st
 
 
 def _check_arguments(
-    problem: Inclusion, solver: Solver, tol: float, max_steps: int, initial: Tensor | None, on_failure: str
+    problem: Problem, solver: Solver, tol: float, max_steps: int, initial: Tensor | None, on_failure: str
 ) -> None:
-    if not isinstance(problem, Inclusion):
-        raise InvalidType(f"`problem` must be a splitting.Inclusion, got {type(problem).__name__}")
+    if not isinstance(problem, Problem):
+        raise InvalidType(f"`problem` must be a splitting.Inclusion or FixedPoint, got {type(problem).__name__}")
     check_options(solver, max_steps, on_failure, tol=tol)
     if initial is not None:
-        check_initial(problem, initial)
-
-
-def check_initial(problem: Inclusion, initial: Tensor) -> None:
-    """Raise unless `initial` is one state per sample of the source."""
-    check_state("initial", initial, problem.operator)
-    if len(initial) != len(problem.source):
-        raise InvalidArgument(f"`initial` has {len(initial)} samples but the source has {len(problem.source)}")
+        problem.check_state("initial", initial)
 
 
 def check_options(solver: Solver, max_steps: int, on_failure: str, **tolerances: float) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from splitting.errors import InvalidArgument, InvalidType
-from splitting.inclusion import Inclusion
 from splitting.operators import Operator
+from splitting.problems import Problem
 from splitting.solvers.base import Iteration, Solver, State
 from splitting.solvers.peaceman_rachford import PeacemanRachford
 
@@ -43,8 +43,8 @@ class Anderson(Solver):
         if isinstance(self.memory, bool) or not isinstance(self.memory, int) or self.memory < 1:
             raise InvalidArgument(f"`memory` must be an integer ≥ 1, got {self.memory!r}")
 
-    def bind(self, problem: Inclusion) -> Iteration:
-        return _Anderson(self.inner.bind(problem), problem.operator, self.memory)
+    def bind(self, problem: Problem) -> Iteration:
+        return _Anderson(self.inner.bind(problem), problem, self.memory)
 
     def tuned(self, operator: Operator) -> Self:
         return replace(self, inner=self.inner.tuned(operator))
@@ -64,8 +64,8 @@ class _Memory(NamedTuple):
 
 
 class _Anderson(Iteration):
-    def __init__(self, inner: Iteration, operator: Operator, memory: int) -> None:
-        self.inner, self.operator, self.memory = inner, operator, memory
+    def __init__(self, inner: Iteration, problem: Problem, memory: int) -> None:
+        self.inner, self.problem, self.memory = inner, problem, memory
         self.rounding = inner.rounding
 
     def init(self, guess: Tensor | None) -> _Memory:
@@ -80,7 +80,7 @@ class _Anderson(Iteration):
         state = self.inner.step(carry.x.clone())
         image = state.carry.flatten(1)
         residual = image - carry.x.flatten(1)
-        size = self.operator.norm(state.carry - carry.x)
+        size = self.problem.norm(state.carry - carry.x)
         keep = carry.plain | (size <= _REQUIRED_DECREASE * carry.size)
         if carry.taken > 0:
             self._remember(carry, image, residual, keep)
@@ -115,7 +115,7 @@ class _Anderson(Iteration):
 
     def _weights(self, steps: Tensor, residual: Tensor) -> Tensor:
         """γ (batch, memory) by regularised normal equations; unused slots are zero rows and get γ = 0."""
-        root = self.operator.root_metric
+        root = self.problem.root_metric
         if root is not None:
             steps, residual = steps * root.flatten(), residual * root.flatten()
         gram = torch.bmm(steps, steps.mT)

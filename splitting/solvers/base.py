@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from splitting.errors import InvalidArgument, InvalidType
-from splitting.inclusion import Inclusion
 from splitting.operators import Operator
+from splitting.problems import Inclusion, Problem
 
 
 class State(NamedTuple):
@@ -55,7 +55,7 @@ class Solver(ABC):
     """A splitting method, as a frozen value."""
 
     @abstractmethod
-    def bind(self, problem: Inclusion) -> Iteration:
+    def bind(self, problem: Problem) -> Iteration:
         """This method on `problem`. Raises InvalidArgument for a step outside the method's theorem."""
 
     def tuned(self, operator: Operator) -> Self:
@@ -93,6 +93,16 @@ def require_below(step: float, limit: float, theorem: str) -> None:
             f'`step` must lie in (0, {limit:.6g}) for {theorem}, got {step:.6g}; use step="auto" or a solver that '
             "converges for every step, such as PeacemanRachford()"
         )
+
+
+def require_inclusion(problem: Problem, method: str) -> Inclusion:
+    """`problem`, which has the operator and the prox that the method splits it into."""
+    if not isinstance(problem, Inclusion):
+        raise InvalidType(
+            f"`problem` is a {type(problem).__name__}, which {method} cannot split; use Anderson(Iterate()), Broyden() "
+            "or Iterate()"
+        )
+    return problem
 
 
 def require_monotone(operator: Operator, method: str) -> None:

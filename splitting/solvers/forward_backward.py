@@ -6,8 +6,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from splitting.inclusion import Inclusion
-from splitting.solvers.base import Iteration, State, SteppedSolver, hidden_share, require_below, require_monotone
+from splitting.problems import Inclusion, Problem
+from splitting.solvers.base import (
+    Iteration,
+    State,
+    SteppedSolver,
+    hidden_share,
+    require_below,
+    require_inclusion,
+    require_monotone,
+)
 
 
 @dataclass(frozen=True)
@@ -18,7 +26,8 @@ class ForwardBackward(SteppedSolver):
     slow where L ≫ m.
     """
 
-    def bind(self, problem: Inclusion) -> Iteration:
+    def bind(self, problem: Problem) -> Iteration:
+        problem = require_inclusion(problem, type(self).__name__)
         require_monotone(problem.operator, "forward–backward")
         m, lipschitz = problem.operator.strong_monotonicity, problem.operator.lipschitz
         alpha = m / lipschitz**2 if self.step == "auto" else float(self.step)

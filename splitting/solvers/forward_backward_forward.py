@@ -6,8 +6,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from splitting.inclusion import Inclusion
-from splitting.solvers.base import Iteration, State, SteppedSolver, hidden_share, require_below, require_monotone
+from splitting.problems import Inclusion, Problem
+from splitting.solvers.base import (
+    Iteration,
+    State,
+    SteppedSolver,
+    hidden_share,
+    require_below,
+    require_inclusion,
+    require_monotone,
+)
 
 
 @dataclass(frozen=True)
@@ -17,7 +25,8 @@ class ForwardBackwardForward(SteppedSolver):
     step: 0 < α < 1/L; "auto" is 0.9/L. The right choice where inverting is impossible and A is far from symmetric.
     """
 
-    def bind(self, problem: Inclusion) -> Iteration:
+    def bind(self, problem: Problem) -> Iteration:
+        problem = require_inclusion(problem, type(self).__name__)
         require_monotone(problem.operator, "forward–backward–forward")
         lipschitz = problem.operator.lipschitz
         alpha = 0.9 / lipschitz if self.step == "auto" else float(self.step)

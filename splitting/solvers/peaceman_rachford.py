@@ -12,10 +12,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from splitting.inclusion import Inclusion
 from splitting.operators import Operator
+from splitting.problems import Inclusion, Problem
 from splitting.scratch import recycled
-from splitting.solvers.base import Iteration, State, SteppedSolver, hidden_share
+from splitting.solvers.base import Iteration, State, SteppedSolver, hidden_share, require_inclusion
 from splitting.steps import best_step
 
 
@@ -28,7 +28,8 @@ class PeacemanRachford(SteppedSolver):
     minimiser of the exact factor.
     """
 
-    def bind(self, problem: Inclusion) -> Iteration:
+    def bind(self, problem: Problem) -> Iteration:
+        problem = require_inclusion(problem, type(self).__name__)
         alpha = problem.operator.typical_step if self.step == "auto" else float(self.step)
         return _PeacemanRachford(problem, alpha)
 
@@ -44,7 +45,7 @@ class DouglasRachford(PeacemanRachford):
     monotone. Steps as in PeacemanRachford.
     """
 
-    def bind(self, problem: Inclusion) -> Iteration:
+    def bind(self, problem: Problem) -> Iteration:
         return _Averaged(super().bind(problem))
 
 

@@ -16,54 +16,10 @@ import torch
 from torch import Tensor
 
 from splitting.context import full_precision, uncompiled
-from splitting.errors import InvalidType
-from splitting.inclusion import Inclusion
+from splitting.implicit.base import Options, differentiable
 from splitting.operators import Operator
+from splitting.problems import Inclusion
 from splitting.prox import Activation, Scale
-from splitting.solve import OnFailure, Solution, announce, check_initial, check_options, run
-from splitting.solvers import PeacemanRachford, Solver
-
-Monitor = Callable[[str, Solution], None]
-
-
-def equilibrium(
-    problem: Inclusion,
-    solver: Solver | None = None,
-    *,
-    tol: float = 1e-6,
-    max_steps: int = 500,
-    backward_tol: float | None = None,
-    initial: Tensor | None = None,
-    on_failure: OnFailure = "warn",
-    monitor: Monitor | None = None,
-) -> Tensor:
-    """The solution z* of `problem` as a function of its source, operator and activation tensors, differentiable.
-
-    Arguments as in `splitting.solve`; backward_tol (default: tol) is the tolerance of the adjoint solves. monitor is
-    called with ("forward" | "backward", Solution) after every solve. Where σ has kinks the derivative is that of the
-    selection `prox.derivative`. Supports backward and double backward, torch.func.vjp, jvp, grad and vmap over the
-    source (one batched solve) or over operator tensors (one solve per slice). Memory does not grow with the number
-    of steps.
-    """
-    if not isinstance(problem, Inclusion):
-        raise InvalidType(f"`problem` must be a splitting.Inclusion, got {type(problem).__name__}")
-    solver = PeacemanRachford() if solver is None else solver
-    options = _Options(solver, tol, max_steps, tol if backward_tol is None else backward_tol, on_failure, monitor)
-    check_options(solver, max_steps, on_failure, tol=tol, backward_tol=options.backward_tol)
-    if initial is not None:
-        check_initial(problem, initial)
-    spec = _Spec(problem.operator.frozen(), problem.prox, options, initial, "forward")
-    return _apply(spec, problem.source)
-
-
-@dataclass(frozen=True, eq=False)
-class _Options:
-    solver: Solver
-    tol: float
-    max_steps: int
-    backward_tol: float
-    on_failure: OnFailure
-    monitor: Monitor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +28,7 @@ class _Spec:
 
     operator: Operator
     prox: Activation
-    options: _Options
-    initial: Tensor | None
-    role: str
+    options: Options
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -92,10 +46,18 @@ class _Spec:
         prox = self.prox.rebind(*tensors[of_operator : of_operator + of_prox])
         return Inclusion(self.operator.rebind(*tensors[:of_operator]), source, prox)
 
+    def without_guess(self) -> _Spec:
+        """For samples that are put together otherwise."""
+        return replace(self, options=replace(self.options, initial=None))
+
     def linearised(self, operator: Operator, d: Tensor) -> _Spec:
         """The specification of the linear equilibrium that differentiating this one leads to."""
-        options = replace(self.options, tol=self.options.backward_tol)
-        return _Spec(operator, Scale.of_slopes(d), options, None, "backward")
+        return _Spec(operator, Scale.of_slopes(d), self.options.of_adjoint())
+
+
+@differentiable.register
+def _(problem: Inclusion, options: Options) -> Tensor:
+    return _apply(_Spec(problem.operator.frozen(), problem.prox, options), problem.source)
 
 
 def _apply(spec: _Spec, source: Tensor) -> Tensor:
@@ -123,13 +85,7 @@ def _in_full_precision(rule: Callable[..., Any]) -> Callable[..., Any]:
 class _Equilibrium(torch.autograd.Function):
     @staticmethod
     def forward(spec: _Spec, source: Tensor, *tensors: Tensor) -> Tensor:
-        options = spec.options
-        problem = spec.bind(source, tensors).frozen()  # without tangents of the inputs
-        solution = run(problem, options.solver, options.tol, options.max_steps, spec.initial)
-        announce(solution, options.on_failure, f"{spec.role} pass: ")
-        if options.monitor is not None:
-            options.monitor(spec.role, solution)
-        return solution.value
+        return spec.options.solve(spec.bind(source, tensors).frozen())  # without tangents of the inputs
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -188,7 +144,13 @@ class _Equilibrium(torch.autograd.Function):
         ]
         merged = [t.expand(size, *shape).flatten(0, 1) for t in merged]
         metric = tensors[count + of_prox :]
-        flat = _call(replace(spec, initial=None), sources.flatten(0, 1), *tensors[:count], *merged, *metric)
+        flat = _call(
+            replace(spec, options=replace(spec.options, initial=None)),
+            sources.flatten(0, 1),
+            *tensors[:count],
+            *merged,
+            *metric,
+        )
         return flat.unflatten(0, (size, shape[0])), 0
 
 
@@ -219,4 +181,6 @@ def _stack(tensor: Tensor, dim: int | None, size: int) -> Tensor:
 def _slice(spec: _Spec, source: Tensor, tensors: list[Tensor]) -> Tensor:
     count, of_prox = spec.counts
     operator = spec.operator.replace(*tensors[:count], metric=next(iter(tensors[count + of_prox :]), None))
-    return _call(replace(spec, operator=operator.frozen(), initial=None), source, *tensors)
+    return _call(
+        replace(spec, operator=operator.frozen(), options=replace(spec.options, initial=None)), source, *tensors
+    )

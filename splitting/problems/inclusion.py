@@ -1,0 +1,167 @@
+"""The problem: find z with 0 ∈ A z − c + ∂f(z), equivalently z = σ((I − A) z + c) with σ = prox_f."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from splitting import verified
+from splitting.context import in_full_precision
+from splitting.errors import InvalidType
+from splitting.operators import Operator
+from splitting.problems.base import Problem, check_state
+from splitting.prox import Activation
+
+# Evaluating σ in float64 is taken to be right to this many units in the last place of the result.
+_ACTIVATION_ULPS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Inclusion(Problem):
+    """A, c and f together, checked to fit.
+
+    operator: A. source: c, (batch, *operator.state_shape), of the operator's dtype and device. prox: σ = prox_f.
+    Has exactly one solution per sample where operator.strong_monotonicity > 0. Raises InvalidType, InvalidArgument.
+    """
+
+    operator: Operator
+    source: Tensor
+    prox: Activation
+    overflow = "A, c or z overflows this dtype; use float64 or rescale"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.operator, Operator):
+            raise InvalidType(f"`operator` must be a splitting.Operator, got {type(self.operator).__name__}")
+        if not isinstance(self.prox, Activation):
+            raise InvalidType(
+                f"`prox` must be a splitting.Activation such as splitting.ReLU(), got {type(self.prox).__name__}"
+            )
+        check_state("source", self.source, self.operator.state_shape, self.operator.tensors[0])
+
+    @property
+    def like(self) -> Tensor:  # type: ignore[override]  # the source is one state per sample
+        return self.source
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.source, *self.operator.tensors, *self.prox.tensors)
+
+    @property
+    def root_metric(self) -> Tensor | None:
+        return self.operator.root_metric
+
+    def norm(self, z: Tensor) -> Tensor:
+        return self.operator.norm(z)
+
+    def map(self, z: Tensor) -> Tensor:
+        """σ(z − A z + c)."""
+        return self.prox(z - self.operator.apply(z) + self.source)
+
+    def scale(self) -> Callable[[Tensor], Tensor]:
+        """z ↦ ‖A‖ ‖z‖ + ‖c‖, with `norm_bound` for ‖A‖."""
+        weight, offset = self.operator.norm_bound, self.norm(self.source)
+        return lambda z: torch.add(offset, self.norm(z), alpha=weight)
+
+    def judged(self, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        # z′ = σ(y) with y = z − Az + c, so s = y − z′ ∈ ∂f(z′) and r = Az′ − c + s = (A − I)(z′ − z).
+        return image, self.operator.distance_bound(1.0) * self.norm(image - z)
+
+    def frozen(self) -> Inclusion:
+        """This problem for a computation during which its tensors keep their values, and without a graph."""
+        operator = self.operator.rebind(*(t.detach() for t in self.operator.tensors))
+        prox = self.prox.rebind(*(t.detach() for t in self.prox.tensors))
+        return Inclusion(operator, self.source.detach(), prox)
+
+    def snapshot(self) -> Inclusion:
+        """This problem on copies of its tensors, which no change of these reaches."""
+        prox = self.prox.rebind(*(t.detach().clone() for t in self.prox.tensors))
+        return Inclusion(self.operator.snapshot(), self.source.detach().clone(), prox)
+
+    def double(self) -> Inclusion:
+        """The same numbers in float64."""
+        prox = self.prox.rebind(*(t.double() for t in self.prox.tensors))
+        return Inclusion(self.operator.double(), self.source.detach().double(), prox)
+
+    def in_range(self, tol: float) -> tuple[Inclusion, Tensor] | None:
+        """In powers of two κ, shaped to multiply states, such that no sample's numbers overflow or vanish.
+
+        Norms square what they sum, so float32 numbers below 1e-19 would count as 0, and a sample of such numbers as
+        solved. κ = 1 for a sample of ordinary numbers, which so does not depend on its batch-mates; None where all are
+        ordinary.
+        """
+        source, prox, size = self.source, self.prox, self.norm(self.source)
+        # What is wrong with an operator that is not finite is the solver's to say.
+        step = self.operator.typical_step if math.isfinite(self.operator.frobenius) else 1.0
+        info = torch.finfo(source.dtype)
+        # A residual of tol times the size, of which an entry has a thousandth, is to have squares that are normal numbers.
+        # Solutions are about `step` times as large as sources.
+        low = 1e3 * math.sqrt(info.tiny) / min(tol, 1.0) / min(step, 1.0)
+        high = math.sqrt(info.max) * info.eps / max(step, 1.0)
+        least, most = torch.stack(size.aminmax()).tolist() if len(size) else (low, high)
+        if low <= least <= most <= high:
+            return None
+        unusual = ~((size >= low) & (size <= high))
+        # What σ makes of 0 is in every state, however small the source is.
+        largest = (
+            source.abs() if prox.homogeneous else source.abs().maximum(prox(torch.zeros_like(source)).abs() / step)
+        )
+        largest = torch.linalg.vector_norm(largest[unusual], math.inf, dim=tuple(range(1, source.ndim)))
+        known = torch.isfinite(largest) & (largest > 0)
+        # Halfway between the size of the source and that of the solution, and so that κ and 1/κ are normal numbers.
+        exponents = torch.frexp(largest).exponent + round(math.log2(step) / 2)
+        reach = math.frexp(info.max)[1] - 4
+        units = torch.ones_like(size)
+        units[unusual] = torch.where(known, torch.exp2(-exponents.clamp(-reach, reach).to(size.dtype)), 1.0)
+        if bool((units == 1).all()):
+            return None
+        units = units.reshape(-1, *[1] * (source.ndim - 1))
+        return Inclusion(self.operator, source * units, prox.scaled(units)), units
+
+    def lost(self, z: Tensor, converted: Tensor, units: Tensor) -> Tensor:
+        operator = self.operator
+        # An error e of z is one of A z of ‖A‖‖e‖, and one of s ∈ ∂f(z) that prox makes as large again.
+        lost = operator.norm(converted * units - z) * (operator.norm_bound + 1 / operator.typical_step)
+        scale = operator.norm(self.source * units) + operator.norm_bound * operator.norm(z)
+        return torch.where(scale > 0, lost / scale, 0.0)
+
+    @torch.no_grad()
+    @in_full_precision
+    def error_bound(self, z: Tensor) -> Tensor:
+        """Proved upper bound on ‖z − z*‖_Λ for each sample, for any z (batch, *state_shape), wherever it came from.
+
+        One forward–backward step with step β = 1/rms(A) leads from z to z′ = σ(y), for which s = y − z′ ∈ ∂f(z′)
+        exactly, whatever y is; with r = A z′ − c + s, strong monotonicity gives ‖z′ − z*‖ ≤ ‖r‖/m, and the bound is
+        ‖z − z′‖ + ‖r‖/m. All in float64, with the rounding of every operation added. inf where m ≤ 0 or z is not
+        finite. The exact problem is the one whose A, c are the given floating-point numbers.
+        """
+        self.check_state("z", z)
+        exact = self.frozen().double()
+        operator, source, prox = exact.operator.frozen(), exact.source, exact.prox
+        m = operator.strong_monotonicity
+        if not m > 0 or z.numel() == 0:
+            return source.new_full((len(source),), torch.inf if z.numel() else 0.0)
+        z = z.detach().double()
+        beta = operator.typical_step
+        y = prox.point(z - beta * (operator.apply(z) - source), beta)
+        nearby = prox(y)
+        image = operator.apply(nearby)
+        r = image - source + (y - nearby)
+        size = _norm(operator, image.abs() + source.abs() + y.abs() + nearby.abs())
+        sigma_error = _ACTIVATION_ULPS * verified.unit_roundoff(torch.float64) * _norm(operator, nearby)
+        # 8: differences that may vanish below the normal numbers.
+        vanished = _norm(operator, torch.full_like(nearby[:1], 8 * verified.UNDERFLOW))
+        r_error = operator.rounding(nearby) + verified.gamma(4) * size + vanished
+        # A wrong last digit of σ moves both A z′ and s.
+        r_error = r_error + (operator.frobenius + 1) * sigma_error
+        bound = _norm(operator, z - nearby) + sigma_error + (_norm(operator, r) + r_error) / m
+        return torch.nan_to_num(bound * (1 + 1e-12), nan=torch.inf)
+
+
+def _norm(operator: Operator, z: Tensor) -> Tensor:
+    """Upper bound on ‖z‖_Λ per sample."""
+    root = operator.root_metric
+    return verified.vector_norm(z if root is None else z * root) * (1 + 4 * verified.unit_roundoff(torch.float64))
