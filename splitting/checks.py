@@ -15,7 +15,7 @@ from splitting.prox import Activation
 def error_bound(problem: Problem, z: Tensor) -> Tensor:
     """Proved upper bound on ‖z − z*‖_Λ for each sample, for any z (batch, *state_shape), wherever it came from.
 
-    float64, (batch,); inf where nothing is proved, as about every FixedPoint. How: see `splitting.Inclusion.error_bound`.
+    float64, (batch,); inf where nothing is proved, as of every FixedPoint. How: see `splitting.Inclusion.error_bound`.
     Raises InvalidArgument, InvalidType for z of another shape, dtype or device.
     """
     return problem.error_bound(z)

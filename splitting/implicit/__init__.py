@@ -48,7 +48,8 @@ def equilibrium(
     Of an Inclusion: a function of its source, operator and activation tensors. Where σ has kinks the derivative is that
     of the selection `prox.derivative`. Supports backward and double backward, torch.func.vjp, jvp, grad, and vmap over
     the source (one batched solve) or over operator tensors (one solve per slice). Of a FixedPoint: a function of its
-    source, the weights of f and its `parameters`; supports backward of every order. Raises InvalidArgument, InvalidType.
+    source, the weights of f and its `parameters`; supports backward of every order. Raises InvalidArgument and
+    InvalidType.
     """
     if not isinstance(problem, Problem):
         raise InvalidType(f"`problem` must be a splitting.Inclusion or FixedPoint, got {type(problem).__name__}")

@@ -7,7 +7,7 @@ the same way, and derivatives of every order follow, with the memory of one appl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ class _Implicit(torch.autograd.Function):
 class _Transposed(FixedPoint):
     """q = Jᵀq + g with J = ∂f/∂z of `problem` at z: a function of g, z and the tensors of the problem."""
 
-    problem: FixedPoint | None = None
+    problem: FixedPoint = field(kw_only=True)
 
     @staticmethod
     def of(problem: FixedPoint, z: Tensor, tensors: Sequence[Tensor], g: Tensor) -> _Transposed:
@@ -75,7 +75,7 @@ class _Transposed(FixedPoint):
                 image = problem.at(point, tensors)
             return _pulled(image, point, q, create_graph=recorded) + g
 
-        return _Transposed(transposed, g, torch.zeros_like(g), (z, *tensors), problem)
+        return _Transposed(transposed, g, torch.zeros_like(g), (z, *tensors), problem=problem)
 
     def frozen(self) -> FixedPoint:
         """The graph of f at z is made once for all steps."""
@@ -115,7 +115,7 @@ def _check_declared(image: Tensor, known: Sequence[Tensor]) -> None:
         variable = getattr(node, "variable", None)
         if variable is not None and id(variable) not in leaves:
             raise InvalidArgument(
-                f"`f` uses a tensor of shape {tuple(variable.shape)} that requires a gradient, which would be lost; use a "
-                "torch.nn.Module that owns it, or f(z, x, *parameters) with it among `parameters`"
+                f"`f` uses a tensor of shape {tuple(variable.shape)} whose gradient would be lost: use "
+                "a torch.nn.Module that owns it, or f(z, x, *parameters) with it among `parameters`"
             )
         todo += [following for following, _ in node.next_functions]

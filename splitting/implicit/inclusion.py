@@ -144,13 +144,7 @@ class _Equilibrium(torch.autograd.Function):
         ]
         merged = [t.expand(size, *shape).flatten(0, 1) for t in merged]
         metric = tensors[count + of_prox :]
-        flat = _call(
-            replace(spec, options=replace(spec.options, initial=None)),
-            sources.flatten(0, 1),
-            *tensors[:count],
-            *merged,
-            *metric,
-        )
+        flat = _call(spec.without_guess(), sources.flatten(0, 1), *tensors[:count], *merged, *metric)
         return flat.unflatten(0, (size, shape[0])), 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -15,7 +14,8 @@ from splitting.errors import InvalidArgument, InvalidType
 class Problem(ABC):
     """Find the states z (batch, *state_shape) that solve a problem per sample.
 
-    source: what the samples differ in, batch first. like: states, for their shape, dtype and device. overflow: what may be the cause where z leaves the finite numbers.
+    source: what the samples differ in, batch first. like: states, for their shape, dtype and device. overflow: what may
+    be the cause where z leaves the finite numbers.
     """
 
     source: Tensor
@@ -32,11 +32,11 @@ class Problem(ABC):
         """A map of which exactly the solutions are fixed points; differentiable in z and in all that it is made of."""
 
     @abstractmethod
-    def frozen(self) -> Self:
+    def frozen(self) -> Problem:
         """This problem for a computation during which its tensors keep their values, and without a graph."""
 
     @abstractmethod
-    def snapshot(self) -> Self:
+    def snapshot(self) -> Problem:
         """This problem on copies of its tensors, which no change of these reaches."""
 
     @abstractmethod
@@ -67,7 +67,7 @@ class Problem(ABC):
         The bound is one up to rounding, in the units of `scale`.
         """
 
-    def in_range(self, tol: float) -> tuple[Self, Tensor] | None:
+    def in_range(self, tol: float) -> tuple[Problem, Tensor] | None:
         """This problem in units in which no number overflows or vanishes, and these as factors of z. None: it is so."""
         return None
 

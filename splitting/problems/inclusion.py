@@ -97,7 +97,7 @@ class Inclusion(Problem):
         # What is wrong with an operator that is not finite is the solver's to say.
         step = self.operator.typical_step if math.isfinite(self.operator.frobenius) else 1.0
         info = torch.finfo(source.dtype)
-        # A residual of tol times the size, of which an entry has a thousandth, is to have squares that are normal numbers.
+        # A residual of tol times the size, of which an entry has a thousandth, is to have squares that do not vanish.
         # Solutions are about `step` times as large as sources.
         low = 1e3 * math.sqrt(info.tiny) / min(tol, 1.0) / min(step, 1.0)
         high = math.sqrt(info.max) * info.eps / max(step, 1.0)

@@ -15,8 +15,8 @@ from splitting.solvers.base import Iteration, Solver, State
 class Iterate(Solver):
     """Damped iteration of any problem's map: f for a FixedPoint, z ↦ σ(Wz + c) for an Inclusion.
 
-    damping: β in (0, 1]; 1 is plain (Picard) iteration. Converges where T contracts, with its factor at β = 1; a
-    smaller β helps where T turns more than it shrinks (Krasnosel'skii 1955, Mann 1953). Monotone inclusions have methods that
+    damping: β in (0, 1]; 1 is plain (Picard) iteration. It converges where T contracts; a smaller β
+    helps where T turns more than it shrinks (Krasnosel'skii 1955, Mann 1953). A monotone inclusion has methods that
     always converge.
     """
 
