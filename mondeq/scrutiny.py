@@ -46,19 +46,19 @@ def proving(device: torch.device) -> Iterator[None]:
         yield
 
 
-def check_untouched(model: nn.Module) -> None:
+def check_untouched(model: nn.Module, name: str = "model") -> None:
     """Raise InvalidArgument where something on `model` or below it may change what its classes compute."""
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         raise InvalidArgument("a forward hook for all modules is registered with torch; remove it first")
-    for path, module in model.named_modules(prefix="model"):
+    for path, module in model.named_modules(prefix=name):
         if module._forward_hooks or module._forward_pre_hooks:
             raise InvalidArgument(f"`{path}` has a forward hook, which may change what it computes; remove it first")
         if parametrize.is_parametrized(module):
             raise InvalidArgument(f"`{path}` is parametrized; use torch.nn.utils.parametrize.remove_parametrizations")
-        for name in vars(module).keys() - _OF_EVERY_MODULE:
-            hidden = getattr(type(module), name, None)
+        for attribute in vars(module).keys() - _OF_EVERY_MODULE:
+            hidden = getattr(type(module), attribute, None)
             if callable(hidden) or isinstance(hidden, property):
-                raise InvalidArgument(f"`{path}.{name}` takes the place of a method of {type(module).__name__}; del it")
+                raise InvalidArgument(f"`{path}.{attribute}` takes the place of what {type(module).__name__} computes")
 
 
 def check_same(model: nn.Module, fresh: nn.Module, free: Collection[str]) -> None:
