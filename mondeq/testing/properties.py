@@ -34,8 +34,8 @@ _Rest = ParamSpec("_Rest")
 _Result = TypeVar("_Result")
 # What is compared in the end is solved to this; searching needs directions only. A property with its own defaults
 # stays within the 200 ms that Hypothesis allows an example, so the number of steps is bounded everywhere.
-_TOL, _MAX_STEPS = 1e-10, 100
-_SEARCH_STEPS = 15
+_TOL, _MAX_STEPS = 1e-10, 60
+_SEARCH_STEPS = 10
 # State entries solved for at a time.
 _ENTRIES_AT_ONCE = 2**22
 
