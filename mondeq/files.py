@@ -118,8 +118,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} does not exist; is {path.parent} a run folder made by `mondeq train`?") from None
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RunError(f"{path} is not valid JSON ({error}); restore it or train again") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers or depths that Python refuses
+        raise RunError(f"{path} is not valid JSON ({error}); restore it or train again") from error
     if not isinstance(value, dict):
         raise RunError(f"{path} must hold a JSON object, got a {type(value).__name__}")
     return value

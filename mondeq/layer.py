@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 
 import splitting
 from mondeq.parameterizations import Parameterization
+from splitting.context import full_precision, is_recorded, is_transformed, uncompiled
+from splitting.derived import Derived
 from splitting.errors import InvalidType
 from splitting.implicit import Monitor
-from splitting.operators.base import is_recorded, is_transformed
 from splitting.solve import OnFailure, check_options
 
 
@@ -20,8 +22,8 @@ class EquilibriumLayer(nn.Module):
     """z with z = σ(Wz + Ux + b), for the W, U, b that `linear` owns.
 
     activation, solver, tol, max_steps, backward_tol, on_failure: as in `splitting.equilibrium`. In training mode the
-    operator is built at every call. In evaluation mode it is built, its resolvent inverted and its step tuned once
-    per set of weights: kept until a weight's value, dtype or device changes. monitor is called with
+    operator is built at every call. In evaluation mode it is built, its resolvent inverted and its step tuned once:
+    kept until a value, dtype or device of a weight, or any other attribute of `linear`, changes. monitor is called with
     ("forward" | "backward", Solution) after every solve.
     """
 
@@ -52,12 +54,14 @@ class EquilibriumLayer(nn.Module):
         check_options(self.solver, max_steps, on_failure, tol=tol, backward_tol=self.backward_tol)
         self._kept: _Kept | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    @uncompiled
+    def forward(self, x: Tensor, initial: Tensor | None = None) -> Tensor:
         """z (batch, *state_shape) for x (batch, …), differentiable in x and the weights.
 
-        Computes in the dtype of the weights, also inside `torch.autocast`.
+        initial: states to start from, one per sample; no gradient flows to them. Computes in the dtype of the weights,
+        also inside `torch.autocast`.
         """
-        with torch.autocast(self._device.type, enabled=False):
+        with full_precision(_device(x)):
             operator, solver = self._operator()
             return splitting.equilibrium(
                 splitting.Inclusion(operator, self.linear.source(x), self.prox),
@@ -65,6 +69,7 @@ class EquilibriumLayer(nn.Module):
                 tol=self.tol,
                 max_steps=self.max_steps,
                 backward_tol=self.backward_tol,
+                initial=initial,
                 on_failure=self.on_failure,
                 monitor=self.monitor,
             )
@@ -74,7 +79,7 @@ class EquilibriumLayer(nn.Module):
         self, x: Tensor, *, tol: float | None = None, max_steps: int | None = None, initial: Tensor | None = None
     ) -> splitting.Solution:
         """The same point without a graph, with per-sample diagnostics; `initial` is a state to start from."""
-        with torch.autocast(self._device.type, enabled=False):
+        with full_precision(_device(x)):
             operator, solver = self._operator()
             return splitting.solve(
                 splitting.Inclusion(operator, self.linear.source(x), self.prox),
@@ -90,23 +95,16 @@ class EquilibriumLayer(nn.Module):
         """The activation as the equilibrium has it: that of a convolution is zero on the border."""
         return self.linear.confined(self.activation)
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.linear.parameters()).device
-
     def _operator(self) -> tuple[splitting.Operator, splitting.Solver]:
-        weights = [*self.linear.parameters(), *self.linear.buffers()]
-        if self.training or any(map(is_transformed, weights)):
+        tensors, settings = _ingredients(self.linear)
+        if self.training or any(map(is_transformed, tensors.values())):
             return self.linear.operator(), self.solver
-        if self._kept is None or not self._kept.matches(weights, self.solver):
+        if self._kept is None or not self._kept.fits(tensors, settings, self.solver):
             # What is kept must serve later calls outside inference mode too.
             with torch.inference_mode(False), torch.no_grad():
-                operator = self.linear.operator()
-                self._kept = _Kept(
-                    [w.detach().clone() for w in weights], self.solver, operator, self.solver.tuned(operator)
-                )
+                self._kept = _Kept.of(self.linear, tensors, settings, self.solver)
         operator = self._kept.operator
-        if is_recorded(*weights):
+        if is_recorded(*tensors.values()):
             operator = operator.rebind(*self.linear.operator().tensors)
         return operator, self._kept.tuned
 
@@ -116,18 +114,52 @@ class EquilibriumLayer(nn.Module):
 
 @dataclass(frozen=True)
 class _Kept:
-    """What evaluation keeps between calls, and the weights it is valid for.
+    """What evaluation keeps between calls, and what it was made of."""
 
-    Values are compared, not version counters: weights changed through `.data` count as changed too.
-    """
-
-    weights: list[Tensor]
+    tensors: Derived
+    names: tuple[str, ...]
+    settings: dict[str, Any] | None  # None where they cannot be copied: then nothing tells whether they changed
     solver: splitting.Solver
     operator: splitting.Operator
     tuned: splitting.Solver
 
-    def matches(self, weights: list[Tensor], solver: splitting.Solver) -> bool:
-        if self.solver != solver or len(self.weights) != len(weights):
+    @staticmethod
+    def of(
+        linear: Parameterization, tensors: dict[str, Tensor], settings: dict[str, Any], solver: splitting.Solver
+    ) -> _Kept:
+        try:
+            copied = copy.deepcopy(settings)
+        except Exception:  # whatever a stranger's attributes raise
+            copied = None
+        # The operator has copies of its own values too, which the comparison of the ingredients makes needless.
+        operator = linear.operator().snapshot()
+        return _Kept(Derived(list(tensors.values())), tuple(tensors), copied, solver, operator, solver.tuned(operator))
+
+    def fits(self, tensors: dict[str, Tensor], settings: dict[str, Any], solver: splitting.Solver) -> bool:
+        if self.solver != solver or self.names != tuple(tensors) or self.settings is None:
             return False
-        same_kind = all(k.dtype == w.dtype and k.device == w.device for k, w in zip(self.weights, weights, strict=True))
-        return same_kind and all(map(torch.equal, self.weights, weights))
+        try:
+            same = bool(self.settings == settings)
+        except Exception:  # the comparison of a stranger's attributes
+            return False
+        return same and self.tensors.fits(list(tensors.values()))
+
+
+_INTERNAL = frozenset(vars(nn.Module()))
+
+
+def _ingredients(linear: Parameterization) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All that can decide what `linear.operator()` is: weights and other tensors by name, and every plain attribute."""
+    tensors: dict[str, Tensor] = {}
+    settings: dict[str, Any] = {}
+    for prefix, module in linear.named_modules():
+        own = {name: value for name, value in vars(module).items() if name not in _INTERNAL}
+        for name, value in {**module._parameters, **module._buffers, **own}.items():
+            kind: dict[str, Any] = tensors if isinstance(value, Tensor) else settings
+            kind[f"{prefix}.{name}"] = value
+    return tensors, settings
+
+
+def _device(x: object) -> torch.device:
+    """That of the input; the source says what is wrong with what is no tensor."""
+    return x.device if isinstance(x, Tensor) else torch.device("cpu")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from splitting import verified
+from splitting.context import in_full_precision
 from splitting.errors import InvalidArgument
 from splitting.inclusion import Inclusion, check_state
 from splitting.operators import Operator
@@ -16,6 +17,7 @@ _ACTIVATION_ULPS = 4
 
 
 @torch.no_grad()
+@in_full_precision
 def error_bound(problem: Inclusion, z: Tensor) -> Tensor:
     """Proved upper bound on ‖z − z*‖_Λ for each sample, for any z (batch, *state_shape), wherever it came from.
 
@@ -25,8 +27,8 @@ def error_bound(problem: Inclusion, z: Tensor) -> Tensor:
     The exact problem is the one whose A, c are the given floating-point numbers.
     """
     check_state("z", z, problem.operator)
-    exact = problem.double()
-    operator, source, prox = exact.operator, exact.source, exact.prox
+    exact = problem.frozen().double()
+    operator, source, prox = exact.operator.frozen(), exact.source, exact.prox
     m = operator.strong_monotonicity
     if not m > 0 or z.numel() == 0:
         return source.new_full((len(source),), torch.inf if z.numel() else 0.0)
@@ -38,7 +40,9 @@ def error_bound(problem: Inclusion, z: Tensor) -> Tensor:
     r = image - source + (y - nearby)
     size = _norm(operator, image.abs() + source.abs() + y.abs() + nearby.abs())
     sigma_error = _ACTIVATION_ULPS * verified.unit_roundoff(torch.float64) * _norm(operator, nearby)
-    r_error = operator.rounding(nearby) + verified.gamma(4) * size
+    # 8: differences that may vanish below the normal numbers.
+    vanished = _norm(operator, torch.full_like(nearby[:1], 8 * verified.UNDERFLOW))
+    r_error = operator.rounding(nearby) + verified.gamma(4) * size + vanished
     # A wrong last digit of σ moves both A z′ and s.
     r_error = r_error + (operator.frobenius + 1) * sigma_error
     bound = _norm(operator, z - nearby) + sigma_error + (_norm(operator, r) + r_error) / m
@@ -46,6 +50,7 @@ def error_bound(problem: Inclusion, z: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@in_full_precision
 def check_adjoint(operator: Operator, *, batch: int = 4, seed: int = 0) -> float:
     """Relative defect of ⟨x, A y⟩ = ⟨Aᵀx, y⟩ on random states: a few roundings for a right adjoint."""
     x, y = _random(operator, batch, seed), _random(operator, batch, seed + 1)
@@ -55,6 +60,7 @@ def check_adjoint(operator: Operator, *, batch: int = 4, seed: int = 0) -> float
 
 
 @torch.no_grad()
+@in_full_precision
 def check_resolvent(operator: Operator, alpha: float, *, batch: int = 4, seed: int = 0) -> float:
     """Relative defect of (I + αA) V v = v and of its adjoint on random states: roundings times the condition."""
     v = _random(operator, batch, seed)
@@ -66,6 +72,7 @@ def check_resolvent(operator: Operator, alpha: float, *, batch: int = 4, seed: i
 
 
 @torch.no_grad()
+@in_full_precision
 def check_monotone(operator: Operator, *, batch: int = 64, seed: int = 0) -> float:
     """Smallest ⟨z, A z⟩_Λ/‖z‖²_Λ over random states: must not be below `operator.strong_monotonicity`."""
     z = _random(operator, batch, seed)
@@ -79,7 +86,7 @@ def check_activation(activation: Activation, *, low: float = -20.0, high: float 
 
     Raises InvalidArgument naming the property that fails and where. Passing is evidence, not a proof.
     """
-    y = torch.linspace(low, high, points, dtype=torch.float64)
+    y = torch.linspace(low, high, points, dtype=torch.float64, device="cpu")
     sigma, slope = activation(y), activation.derivative(y)
     secant = sigma.diff() / y.diff()
     _require((secant >= -1e-12).all(), activation, "decreases somewhere", y[:-1][secant < -1e-12])
@@ -109,6 +116,6 @@ def _norm(operator: Operator, z: Tensor) -> Tensor:
 
 
 def _random(operator: Operator, batch: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    state = torch.randn(batch, *operator.state_shape, generator=generator, dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    state = torch.randn(batch, *operator.state_shape, generator=generator, dtype=torch.float64, device="cpu")
     return state.to(operator.device, operator.dtype)

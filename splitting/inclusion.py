@@ -32,6 +32,17 @@ class Inclusion:
             )
         check_state("source", self.source, self.operator)
 
+    def frozen(self) -> Inclusion:
+        """This problem for a computation during which its tensors keep their values, and without a graph."""
+        operator = self.operator.rebind(*(t.detach() for t in self.operator.tensors))
+        prox = self.prox.rebind(*(t.detach() for t in self.prox.tensors))
+        return Inclusion(operator, self.source.detach(), prox)
+
+    def snapshot(self) -> Inclusion:
+        """This problem on copies of its tensors, which no change of these reaches."""
+        prox = self.prox.rebind(*(t.detach().clone() for t in self.prox.tensors))
+        return Inclusion(self.operator.snapshot(), self.source.detach().clone(), prox)
+
     def double(self) -> Inclusion:
         """The same numbers in float64."""
         prox = self.prox.rebind(*(t.double() for t in self.prox.tensors))

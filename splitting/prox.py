@@ -9,21 +9,30 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from splitting.context import is_transformed
 from splitting.errors import InvalidArgument, InvalidType
 from splitting.scratch import may_overwrite, recycled
+
+Step = Callable[[Tensor, Tensor | None], Tensor]
+"""v, out ↦ prox_{αf}(v) for one α; written to `out` if it is not None, which may be v."""
 
 
 class Activation(ABC):
     """σ = prox_f, elementwise, nondecreasing and 1-Lipschitz. Shapes are kept.
 
     A subclass gives `__call__` (σ) and `derivative` (σ′, any selection at kinks); `point` has a safeguarded Newton
-    default that a closed form may replace. `splitting.check_activation` verifies a new one.
+    default that a closed form may replace. `splitting.check_activation` verifies a new one. `homogeneous` says that
+    σ(κy) = κσ(y) for every κ > 0.
     """
+
+    homogeneous: ClassVar[bool] = False
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -47,6 +56,14 @@ class Activation(ABC):
         z = self(self.point(v, alpha))
         return z if out is None else out.copy_(z)
 
+    def prox_at(self, alpha: float) -> Step:
+        """prox_{αf} for the many steps of one solve, with what they share computed once."""
+        return lambda v, out: self.prox(v, alpha, out)
+
+    def scaled(self, factor: Tensor) -> Activation:
+        """y ↦ κσ(y/κ) for factors κ > 0, shaped to multiply states: what σ becomes where states are measured in 1/κ."""
+        return self if self.homogeneous else Scaled(self, factor)
+
     def point(self, v: Tensor, alpha: float) -> Tensor:
         """The pre-activation y with α y + (1 − α) σ(y) = v, so that prox_{αf}(v) = σ(y).
 
@@ -67,6 +84,8 @@ class Activation(ABC):
 class Identity(Activation):
     """σ(y) = y, f = 0: the inclusion is the linear system A z = c."""
 
+    homogeneous: ClassVar[bool] = True
+
     def __call__(self, y: Tensor) -> Tensor:
         return y
 
@@ -83,6 +102,8 @@ class Identity(Activation):
 @dataclass(frozen=True)
 class ReLU(Activation):
     """σ(y) = max(y, 0), f the indicator of z ≥ 0; its prox does not depend on α."""
+
+    homogeneous: ClassVar[bool] = True
 
     def __call__(self, y: Tensor) -> Tensor:
         return y.relu()
@@ -104,6 +125,8 @@ class ReLU(Activation):
 @dataclass(frozen=True)
 class LeakyReLU(Activation):
     """σ(y) = y for y > 0, slope·y otherwise; 0 < slope ≤ 1."""
+
+    homogeneous: ClassVar[bool] = True
 
     slope: float = 0.01
 
@@ -219,25 +242,40 @@ class Softplus(Activation):
 class Scale(Activation):
     """σ(y) = d ⊙ y with 0 ≤ d ≤ 1, f(z) = Σ (1/dᵢ − 1) zᵢ²/2: the "activation" of the backward pass.
 
-    d broadcasts against states. prox_{αf}(v) = d v / (d + α(1 − d)), which is 0 where d = 0.
+    d broadcasts against states. prox_{αf}(v) = d v / (d + α(1 − d)), which is 0 where d = 0. Raises InvalidType,
+    InvalidArgument for entries outside [0, 1], of which no f is convex.
     """
+
+    homogeneous: ClassVar[bool] = True
 
     def __init__(self, d: Tensor) -> None:
         if not isinstance(d, Tensor):
             raise InvalidType(f"`d` must be a tensor, got {type(d).__name__}")
+        if not (d.is_meta or is_transformed(d)) and not bool(((d >= 0) & (d <= 1)).all()):
+            low, high = d.detach().aminmax()
+            raise InvalidArgument(
+                f"`d` must have entries in [0, 1], got {float(low):.6g} … {float(high):.6g}; clamp it"
+            )
         self.d = d
-        self._multipliers: dict[float, Tensor] = {}
+
+    @classmethod
+    def of_slopes(cls, d: Tensor) -> Scale:
+        """That of slopes d = σ′(y), which an activation promises to lie in [0, 1]: nobody has to wait for a look."""
+        scale = object.__new__(cls)
+        scale.d = d
+        return scale
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.d,)
 
+    def prox_at(self, alpha: float) -> Step:
+        denominator = torch.mul(self.d, 1 - alpha, out=recycled(self.d)).add_(alpha)
+        multiplier = torch.div(self.d, denominator, out=denominator)
+        return lambda v, out: torch.mul(v, multiplier, out=out)
+
     def prox(self, v: Tensor, alpha: float, out: Tensor | None = None) -> Tensor:
-        # Every step multiplies by the same numbers.
-        if alpha not in self._multipliers:
-            denominator = torch.mul(self.d, 1 - alpha, out=recycled(self.d)).add_(alpha)
-            self._multipliers[alpha] = torch.div(self.d, denominator, out=denominator)
-        return torch.mul(v, self._multipliers[alpha], out=out)
+        return self.prox_at(alpha)(v, out)
 
     def __call__(self, y: Tensor) -> Tensor:
         return self.d * y
@@ -252,7 +290,7 @@ class Scale(Activation):
         return v / (alpha + (1 - alpha) * self.d)
 
     def rebind(self, *tensors: Tensor) -> Scale:
-        return Scale(*tensors)
+        return Scale.of_slopes(*tensors)
 
     def tensor_gradient(self, y: Tensor, p: Tensor) -> tuple[Tensor | None, ...]:
         return ((p * y).sum_to_size(self.d.shape),)
@@ -270,6 +308,10 @@ class Masked(Activation):
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise InvalidType("`mask` must be a boolean tensor; pass mask.bool()")
         self.inner, self.mask = inner, mask
+
+    @property
+    def homogeneous(self) -> bool:  # type: ignore[override]  # as `inner` is
+        return self.inner.homogeneous
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -297,6 +339,35 @@ class Masked(Activation):
 
     def tensor_gradient(self, y: Tensor, p: Tensor) -> tuple[Tensor | None, ...]:
         return self.inner.tensor_gradient(y, p * self.mask)
+
+
+class Scaled(Activation):
+    """y ↦ κσ(y/κ) = prox_g(y) for an activation σ and factors κ > 0: g(z) = κ²f(z/κ), prox_{αg}(v) = κ prox_{αf}(v/κ).
+
+    factor: κ, shaped to multiply states. Exact where κ is a power of two.
+    """
+
+    def __init__(self, inner: Activation, factor: Tensor) -> None:
+        self.inner, self.factor = inner, factor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.inner.tensors
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return self.inner(y / self.factor) * self.factor
+
+    def derivative(self, y: Tensor) -> Tensor:
+        return self.inner.derivative(y / self.factor)
+
+    def point(self, v: Tensor, alpha: float) -> Tensor:
+        return self.inner.point(v / self.factor, alpha) * self.factor
+
+    def prox(self, v: Tensor, alpha: float, out: Tensor | None = None) -> Tensor:
+        return torch.mul(self.inner.prox(v / self.factor, alpha), self.factor, out=out)
+
+    def rebind(self, *tensors: Tensor) -> Scaled:
+        return Scaled(self.inner.rebind(*tensors), self.factor)
 
 
 def _newton(activation: Activation, v: Tensor, alpha: float) -> Tensor:

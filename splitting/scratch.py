@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from splitting.operators.base import is_recorded, is_transformed
+from splitting.context import is_recorded, is_transformed
 
 # Smaller tensors are cheap to make; larger ones are worth their page faults and would hold too much memory.
 _SMALLEST_KEPT, _LARGEST_KEPT = 2**20, 2**28

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from splitting.checks import error_bound
+from splitting.context import full_precision, is_transformed, uncompiled
+from splitting.derived import Derived
 from splitting.errors import InvalidArgument, InvalidType, NotConverged
 from splitting.inclusion import Inclusion, check_state
 from splitting.scratch import recycled
@@ -71,14 +72,33 @@ class Solution:
     converged: Tensor
     history: Tensor
     status: Status
+    _versions: list[int] = field(init=False, repr=False)
 
-    @cached_property
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_versions", self._present_versions())
+
+    @property
     def error_bound(self) -> Tensor:
         """Proved upper bound on ‖value − z*‖_Λ per sample, float64, rounding included; inf where nothing is proved.
 
-        Computed on first use, from `value` alone (see `splitting.error_bound`): no solver is trusted.
+        Computed from `value` as it is (see `splitting.error_bound`), on first use and again where it has changed: no
+        solver is trusted. The problem is the one that was solved. Raises InvalidArgument where its tensors have changed
+        since, as they may after a solution was handed to a monitor; what `solve` returns has tensors of its own.
         """
-        return error_bound(self.problem, self.value)
+        if self._versions != self._present_versions():
+            raise InvalidArgument(
+                "`problem` has changed since this solution was handed to its monitor, and a bound would be on another "
+                "solution's error; read `error_bound` inside the monitor, or use splitting.solve or layer.solve"
+            )
+        known: tuple[Derived, Tensor] | None = self.__dict__.get("_bounded")
+        if known is None or not known[0].fits((self.value,)):
+            known = self.__dict__["_bounded"] = (Derived((self.value,)), error_bound(self.problem, self.value))
+        return known[1]
+
+    def _present_versions(self) -> list[int]:
+        """How often each tensor of the problem was written to; unknown for those of inference mode."""
+        tensors = (self.problem.source, *self.problem.operator.tensors, *self.problem.prox.tensors)
+        return [-1 if t.is_inference() or is_transformed(t) else t._version for t in tensors]
 
 
 def solve(
@@ -99,9 +119,8 @@ def solve(
     """
     solver = PeacemanRachford() if solver is None else solver
     _check_arguments(problem, solver, tol, max_steps, initial, on_failure)
-    # Autocast would run the iteration in half precision, which no tolerance worth asking for survives.
-    with torch.no_grad(), torch.autocast(problem.source.device.type, enabled=False):
-        solution = _run(_detached(problem), solver, tol, max_steps, initial)
+    with torch.no_grad():
+        solution = run(problem.snapshot(), solver, tol, max_steps, initial)
     announce(solution, on_failure)
     return solution
 
@@ -115,12 +134,31 @@ def announce(solution: Solution, on_failure: OnFailure, prefix: str = "") -> Non
     warnings.warn(prefix + solution.status.text, ConvergenceWarning, stacklevel=3)
 
 
-def _run(problem: Inclusion, solver: Solver, tol: float, max_steps: int, initial: Tensor | None) -> Solution:
+@uncompiled
+def run(problem: Inclusion, solver: Solver, tol: float, max_steps: int, initial: Tensor | None) -> Solution:
+    """`solve` for arguments that were checked, where nothing is recorded, on a problem that does not change."""
+    with full_precision(problem.source.device):
+        size = problem.operator.norm(problem.source)
+        initial = None if initial is None else initial.detach()
+        units = _units(problem, size, tol)
+        if units is None:
+            return _run(problem, size, solver, tol, max_steps, initial).solution(problem, tol, solver)
+        scaled = Inclusion(problem.operator, problem.source * units, problem.prox.scaled(units))
+        size = scaled.operator.norm(scaled.source)
+        record = _run(scaled, size, solver, tol, max_steps, None if initial is None else initial * units)
+        return record.solution(problem, tol, solver, units)
+
+
+def _run(
+    problem: Inclusion, offset: Tensor, solver: Solver, tol: float, max_steps: int, initial: Tensor | None
+) -> _Record:
+    """The loop. offset: ‖c‖_Λ per sample."""
     source, operator = problem.source, problem.operator
     iteration = solver.bind(problem)
-    carry = iteration.init(None if initial is None else initial.detach())
+    carry = iteration.init(initial)
     record = _Record(source, max_steps)
-    weight, offset = operator.norm_bound, operator.norm(source)
+    record.rounding, hidden = iteration.rounding, source.new_full((), iteration.rounding)
+    weight = operator.norm_bound
     tiny = torch.finfo(source.dtype).tiny
     every = 1 if record.asking_is_free else _STEPS_PER_QUESTION
     for step in range(1, max_steps + 1 if len(source) else 1):
@@ -129,10 +167,41 @@ def _run(problem: Inclusion, solver: Solver, tol: float, max_steps: int, initial
         scale = torch.add(offset, operator.norm(state.value), alpha=weight)
         # Dividing by a scale that overflowed would look like convergence.
         scale = scale.masked_fill_(scale == math.inf, math.nan).clamp_min_(tiny)
-        record.note(step, state.value, state.gap / scale, tol)
+        record.note(step, state.value, torch.addcdiv(hidden, state.gap, scale), tol)
         if (step % every == 0 or step == max_steps) and record.finished():
             break
-    return record.solution(problem, tol, solver)
+    return record
+
+
+def _units(problem: Inclusion, size: Tensor, tol: float) -> Tensor | None:
+    """Powers of two κ, shaped to multiply states, such that in units of 1/κ no sample's numbers overflow or vanish.
+
+    Norms square what they sum, so float32 numbers below 1e-19 would count as 0, and a sample of such numbers as solved.
+    size: ‖c‖_Λ per sample. κ = 1 for a sample of ordinary numbers, which so does not depend on its batch-mates; None
+    where all are ordinary.
+    """
+    source, prox = problem.source, problem.prox
+    # What is wrong with an operator that is not finite is the solver's to say.
+    step = problem.operator.typical_step if math.isfinite(problem.operator.frobenius) else 1.0
+    info = torch.finfo(source.dtype)
+    # A residual of tol times the size, of which an entry has a thousandth, still has squares that are normal numbers.
+    # Solutions are about `step` times as large as sources.
+    low = 1e3 * math.sqrt(info.tiny) / min(tol, 1.0) / min(step, 1.0)
+    high = math.sqrt(info.max) * info.eps / max(step, 1.0)
+    least, most = torch.stack(size.aminmax()).tolist() if len(size) else (low, high)
+    if low <= least <= most <= high:
+        return None
+    unusual = ~((size >= low) & (size <= high))
+    # What σ makes of 0 is in every state, however small the source is.
+    largest = source.abs() if prox.homogeneous else source.abs().maximum(prox(torch.zeros_like(source)).abs() / step)
+    largest = torch.linalg.vector_norm(largest[unusual], math.inf, dim=tuple(range(1, source.ndim)))
+    known = torch.isfinite(largest) & (largest > 0)
+    # Halfway between the size of the source and that of the solution, and so that κ and 1/κ are normal numbers.
+    exponents = torch.frexp(largest).exponent + round(math.log2(step) / 2)
+    reach = math.frexp(info.max)[1] - 4
+    units = torch.ones_like(size)
+    units[unusual] = torch.where(known, torch.exp2(-exponents.clamp(-reach, reach).to(size.dtype)), 1.0)
+    return None if bool((units == 1).all()) else units.reshape(-1, *[1] * (source.ndim - 1))
 
 
 class _Record:
@@ -148,6 +217,7 @@ class _Record:
         self.history = source.new_empty(min(max_steps, 64), count)
         self.taken = 0
         self.asking_is_free = source.device.type in _FREE_TO_ASK
+        self.rounding = 0.0  # of the iteration whose steps are recorded
         self.untouched = True  # no sample has converged yet, as far as the host knows
 
     def note(self, step: int, value: Tensor, residual: Tensor, tol: float) -> None:
@@ -184,16 +254,30 @@ class _Record:
             return False  # none has converged; that all have overflowed is worth asking only now and then
         return bool((self.converged | ~torch.isfinite(self.residual)).all())
 
-    def solution(self, problem: Inclusion, tol: float, solver: Solver) -> Solution:
-        steps = torch.where(self.converged, self.steps, self.taken)
-        status = _status(self.converged, self.residual, problem, tol, solver, self.taken)
+    def solution(self, problem: Inclusion, tol: float, solver: Solver, units: Tensor | None = None) -> Solution:
+        """What was recorded; `units` are those in which it was computed."""
         value = torch.zeros_like(problem.source) if self.value is None else self.value
+        if units is not None:
+            value = self._converted(value, problem, tol, units)
+        steps = torch.where(self.converged, self.steps, self.taken)
+        status = _status(self, problem, tol, solver)
         return Solution(
             problem, value, self.residual, steps, self.converged, self.history[: self.taken].clone(), status
         )
 
+    def _converted(self, value: Tensor, problem: Inclusion, tol: float, units: Tensor) -> Tensor:
+        """`value` in the units of the problem. What that rounds, where numbers are subnormal, counts as residual."""
+        operator, converted = problem.operator, value / units
+        # An error e of z is one of A z of ‖A‖‖e‖, and one of s ∈ ∂f(z) that prox makes as large again.
+        lost = operator.norm(converted * units - value) * (operator.norm_bound + 1 / operator.typical_step)
+        scale = operator.norm(problem.source * units) + operator.norm_bound * operator.norm(value)
+        self.residual = self.residual + torch.where(scale > 0, lost / scale, 0.0)
+        self.converged = self.converged & (self.residual <= tol)
+        return converted
 
-def _status(converged: Tensor, residual: Tensor, problem: Inclusion, tol: float, solver: Solver, steps: int) -> Status:
+
+def _status(record: _Record, problem: Inclusion, tol: float, solver: Solver) -> Status:
+    converged, residual, steps = record.converged, record.residual, record.taken
     total, missing = len(converged), int((~converged).sum())
     name = type(solver).__name__
     if missing == 0:
@@ -212,11 +296,7 @@ def _status(converged: Tensor, residual: Tensor, problem: Inclusion, tol: float,
             Outcome.NON_FINITE, f"{name}: {bad} of {total} samples became NaN or inf within {steps} steps: {cause}"
         )
     worst = float(residual.max())
-    precision = torch.finfo(problem.source.dtype).eps
-    if worst < 100 * precision:
-        remedy = f"this is near the rounding of {problem.source.dtype}: use float64 or a larger tol"
-    else:
-        remedy = "raise max_steps, use Anderson(…) or a tuned step, or raise m"
+    remedy = _remedy(record, problem, worst, tol)
     return Status(
         Outcome.MAX_STEPS,
         f"{name}: {missing} of {total} samples did not reach relative residual {tol:.1e} in {steps} steps "
@@ -224,10 +304,17 @@ def _status(converged: Tensor, residual: Tensor, problem: Inclusion, tol: float,
     )
 
 
-def _detached(problem: Inclusion) -> Inclusion:
-    operator = problem.operator.rebind(*(t.detach() for t in problem.operator.tensors))
-    prox = problem.prox.rebind(*(t.detach() for t in problem.prox.tensors))
-    return Inclusion(operator, problem.source.detach(), prox)
+def _remedy(record: _Record, problem: Inclusion, worst: float, tol: float) -> str:
+    """What to do about samples that missed the tolerance."""
+    source, info = problem.source, torch.finfo(problem.source.dtype)
+    largest = torch.linalg.vector_norm(source[~record.converged], math.inf, dim=tuple(range(1, source.ndim)))
+    if 0 < float(largest.min()) < info.tiny / info.eps:
+        return f"its source is near the smallest numbers of {source.dtype}: use float64 or rescale"
+    if worst < 100 * info.eps:
+        return f"this is near the rounding of {source.dtype}: use float64 or a larger tol"
+    if record.rounding > tol:
+        return f'with this step, rounding hides residuals below {record.rounding:.1e}: use step="auto" or float64'
+    return "raise max_steps, use Anderson(…) or a tuned step, or raise m"
 
 
 def _check_arguments(
@@ -237,9 +324,14 @@ def _check_arguments(
         raise InvalidType(f"`problem` must be a splitting.Inclusion, got {type(problem).__name__}")
     check_options(solver, max_steps, on_failure, tol=tol)
     if initial is not None:
-        check_state("initial", initial, problem.operator)
-        if len(initial) != len(problem.source):
-            raise InvalidArgument(f"`initial` has {len(initial)} samples but the source has {len(problem.source)}")
+        check_initial(problem, initial)
+
+
+def check_initial(problem: Inclusion, initial: Tensor) -> None:
+    """Raise unless `initial` is one state per sample of the source."""
+    check_state("initial", initial, problem.operator)
+    if len(initial) != len(problem.source):
+        raise InvalidArgument(f"`initial` has {len(initial)} samples but the source has {len(problem.source)}")
 
 
 def check_options(solver: Solver, max_steps: int, on_failure: str, **tolerances: float) -> None:

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from splitting.context import in_full_precision
 from splitting.operators import Operator, Resolvent
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -20,6 +21,7 @@ _DENSE_ORDER = 256
 
 
 @torch.no_grad()
+@in_full_precision
 def contraction_factor(operator: Operator, alpha: float, *, iterations: int = 20) -> float:
     """‖(I − αA)(I + αA)⁻¹‖_Λ, to rounding for states of up to 256 entries, else an estimate from below.
 

@@ -7,21 +7,26 @@ A Cholesky factorisation that runs to completion proves λ_min(S) ≥ −φ·tr(
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-# Significand bits that a float32 matrix product keeps at torch's three precision settings.
-_FLOAT32_PRODUCT_ROUNDOFF = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}
+T = TypeVar("T", float, Tensor)
 
-# The spacing of subnormal float64 numbers.
-_SMALLEST = 2.0**-1074
+# What torch's settings of float32 products mean: the unit roundoff of the format that factors are rounded to.
+_FLOAT32_PRODUCT_ROUNDOFF = {"none": 2.0**-24, "ieee": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8}
+
+# No operation is off by more than this where its result leaves the normal numbers of float64, even where the processor
+# is told to take subnormal numbers for 0 (`torch.set_flush_denormal`).
+UNDERFLOW = 2.0**-1022
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
-    """Unit roundoff u of `dtype`; for float32 that of the matrix products torch is currently allowed to use."""
+    """Unit roundoff u of `dtype`; for float32 that of the least exact matrix product torch is now allowed to use."""
     if dtype == torch.float32:
-        return _FLOAT32_PRODUCT_ROUNDOFF[torch.get_float32_matmul_precision()]
+        settings = [getattr(torch.backends, name).matmul.fp32_precision for name in ("mkldnn", "cuda")]
+        return max(_FLOAT32_PRODUCT_ROUNDOFF.get(setting, 2.0**-8) for setting in settings)
     return torch.finfo(dtype).eps / 2
 
 
@@ -40,25 +45,33 @@ def smallest_eigenvalue(matrix: Tensor, *, perturbation: float = 0.0) -> float:
     Returns −inf if `matrix` is not finite.
     """
     matrix = matrix.detach().to("cpu", torch.float64)
-    n = matrix.shape[-1]
-    if n == 0:
+    if matrix.shape[-1] == 0:
         return math.inf
     if not bool(torch.isfinite(matrix).all()):
         return -math.inf
+    if not bool(matrix.any()):
+        return -perturbation
+    scaled, exponent = normalised(matrix)
+    return round_down(times_power(_smallest_eigenvalue(scaled), exponent) - UNDERFLOW - perturbation)
+
+
+def _smallest_eigenvalue(matrix: Tensor) -> float:
+    """The same for entries of modulus at most 1, so that nothing overflows or vanishes."""
+    n = matrix.shape[-1]
     estimate = float(torch.linalg.eigvalsh(matrix)[..., 0].amin())
-    scale = float(_traces(matrix).amax()) + n * abs(estimate) + torch.finfo(torch.float64).tiny
     # Twice the terms that Rump's proof counts: room for blocked kernels that multiply by reciprocals.
     phi = 2 * gamma(2 * n + 8)
-    margin = phi * scale
-    while True:
+    margin = phi * (float(_traces(matrix).amax()) + n * abs(estimate))
+    # λ_min is at least −n: a shift below that proves nothing new, and is never reached by a sound routine.
+    while margin < 4 * n + 4:
         shift = estimate - margin
         shifted = matrix.clone()
         shifted.diagonal(dim1=-2, dim2=-1).sub_(shift)
         trace = float(_traces(shifted).amax())
         if not bool(torch.linalg.cholesky_ex(shifted).info.any()):
-            proved = shift - phi * trace - 2 * unit_roundoff(torch.float64) * (trace + abs(shift))
-            return round_down(proved - perturbation)
+            return shift - phi * trace - 2 * unit_roundoff(torch.float64) * (trace + abs(shift))
         margin *= 4
+    return -2.0 * n  # Gershgorin, with room for rounding
 
 
 def _traces(matrix: Tensor) -> Tensor:
@@ -77,19 +90,37 @@ def spectral_norm(matrix: Tensor, *, perturbation: float = 0.0) -> float:
     Returns inf if `matrix` is not finite.
     """
     matrix = matrix.detach().to("cpu", torch.float64)
-    if matrix.numel() == 0:
+    if not bool(matrix.any()):
         return perturbation
     if not bool(torch.isfinite(matrix).all()):
         return math.inf
-    # A power of two keeps the squares inside the exponent range and loses nothing.
-    exponent = math.frexp(float(matrix.abs().max()))[1]
-    scaled = torch.ldexp(matrix, torch.tensor(-exponent))
+    scaled, exponent = normalised(matrix)
     tall = scaled if scaled.shape[-2] >= scaled.shape[-1] else scaled.mT
     gram = tall.mT @ tall
     gram = (gram + gram.mT) / 2
     error = 2 * gamma(tall.shape[-2] + 2) * float(scaled.square().sum((-2, -1)).amax())
+    # Entries that scaling rounded, and squares, may have vanished.
+    error += 4 * tall.shape[-2] * tall.shape[-1] * UNDERFLOW
     squared = max(largest_eigenvalue(gram, perturbation=error), 0.0)
-    return round_up(math.ldexp(round_up(math.sqrt(squared)), exponent) + perturbation)
+    return round_up(times_power(round_up(math.sqrt(squared)), exponent) + UNDERFLOW + perturbation)
+
+
+def normalised(x: Tensor) -> tuple[Tensor, int]:
+    """x = y·2^k with the largest modulus of y in [½, 1): (y, k). Exact but for entries 2⁻¹⁰²² times smaller."""
+    largest = float(x.abs().amax()) if x.numel() else 0.0
+    exponent = math.frexp(largest)[1] if math.isfinite(largest) else 0
+    return _times_power(x, -exponent), exponent
+
+
+def times_power(value: float, exponent: int) -> float:
+    """value·2^exponent; inf where that is too large."""
+    return float(_times_power(value, exponent))
+
+
+def _times_power(value: T, exponent: int) -> T:
+    # In two steps, since 2^exponent alone may leave the exponent range.
+    half = exponent // 2
+    return value * 2.0**half * 2.0 ** (exponent - half)
 
 
 def vector_norm(x: Tensor) -> Tensor:
@@ -101,8 +132,7 @@ def vector_norm(x: Tensor) -> Tensor:
     largest = flat.abs().amax(1)
     scale = torch.where((largest > 0) & torch.isfinite(largest), largest, 1.0)
     norm = torch.linalg.vector_norm(flat / scale[:, None], dim=1) * scale
-    # Subnormal products are off by absolute amounts.
-    return norm * (1 + 2 * gamma(flat.shape[1] + 4)) + 4 * flat.shape[1] * _SMALLEST
+    return norm * (1 + 2 * gamma(flat.shape[1] + 4)) + 4 * flat.shape[1] * UNDERFLOW
 
 
 def round_up(value: float) -> float:

@@ -1,24 +1,63 @@
 """The command line: `mondeq train | certify | bound | info | import-checkpoint`.
 
-Exit code 0: done; 1: a failure that one line explains; 2: wrong usage; 130: interrupted.
+Exit code 0: done; 1: a failure that one line explains; 2: wrong usage; 130: interrupted. Whoever reads a foreign file
+turns its failures into a MondeqError, so what else arrives here is a fault of this package. It is told as such, in one
+line that says where it happened; with MONDEQ_TRACEBACK=1 in the environment it is raised.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
+import io
+import os
+import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from typing import NoReturn
+
+import torch
 
 import mondeq
+from mondeq import distributed
 from mondeq.cli import bound, certify, import_checkpoint, info, train
+from mondeq.cli.output import complain, flush, one_line, show, tolerant_streams
 from mondeq.errors import MondeqError
 from splitting.errors import SplittingError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; see `mondeq --help`. Returns the exit code."""
-    parser = argparse.ArgumentParser(
+    name = "mondeq"
+    with tolerant_streams():
+        try:
+            try:
+                options = _parse(arguments)
+            except SystemExit as stop:  # help, version, wrong usage: argparse has said what is to be said
+                code = int(stop.code or 0)
+            else:
+                name = f"mondeq {options.command}"
+                with warnings.catch_warnings():
+                    warnings.showwarning = _show_warning
+                    code = options.run(options)
+            flush()
+        except (Exception, KeyboardInterrupt) as error:
+            code, reason = _explain(error)
+            if reason:
+                complain(f"{name}: {reason}")
+        return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose complaints are one line, whatever was typed."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(one_line(message))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options. Where several processes were started alike, one prints help and complaints for all."""
+    parser = _Parser(
         prog="mondeq",
         description="Equilibrium networks with guarantees: train a classifier, certify its predictions, bound its "
         "Lipschitz constant. Radii and constants are ℓ2, in units of pixels in [0, 1].",
@@ -28,23 +67,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (train, certify, bound, info, import_checkpoint):
         module.add_parser(commands)
-    options = parser.parse_args(arguments)
+    out, err = io.StringIO(), io.StringIO()
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            code: int = options.run(options)
-        return code
-    except (MondeqError, SplittingError) as error:
-        print(f"mondeq {options.command}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"mondeq {options.command}: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of our output (`head`, a pager) has gone; there is nobody to tell.
-        sys.stderr.close()
-        return 1
+        with redirect_stdout(out), redirect_stderr(err):
+            return parser.parse_args(arguments)
+    finally:
+        # argparse itself does not mind where what it prints goes lost.
+        if distributed.speaks():
+            for line in err.getvalue().splitlines():
+                complain(line)
+            if out.getvalue():
+                show(out.getvalue().removesuffix("\n"))
+
+
+def _explain(error: BaseException) -> tuple[int, str | None]:
+    """Exit code and what is to be said of `error`, None for nothing."""
+    if isinstance(error, distributed.FailedElsewhere):
+        return (130 if isinstance(error.__cause__, KeyboardInterrupt) else 1), None
+    if isinstance(error, MondeqError | SplittingError | Warning):  # a warning is raised where the user says so
+        return 1, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, str(error) or "interrupted"
+    if isinstance(error, BrokenPipeError):  # the reader of our output (`head`, a pager) has gone
+        return 1, None
+    if isinstance(error, OSError):
+        return 1, ": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return 1, "out of memory; use a smaller model, batch or --limit"
+    if isinstance(error, RecursionError):  # nothing here recurses but over what a JSON file nests
+        return 1, "a JSON file is nested too deeply; restore it or train again"
+    if os.environ.get("MONDEQ_TRACEBACK"):
+        raise error
+    frames = traceback.extract_tb(error.__traceback__)
+    place = next((f for f in reversed(frames) if f.filename.startswith(os.path.dirname(mondeq.__file__))), frames[-1])
+    return 1, (
+        f"internal error at {place.filename}:{place.lineno}, {type(error).__name__}: {_first_line(error)}; "
+        "please report it with what MONDEQ_TRACEBACK=1 shows"
+    )
+
+
+def _first_line(error: Warning | BaseException | str) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    if distributed.speaks():
+        complain(f"warning: {_first_line(message)}")

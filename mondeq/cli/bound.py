@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mondeq import distributed
 from mondeq.cli.evaluation import add_data_dir, add_device, bounds_table, count, run_data
-from mondeq.cli.output import add_json, save_json, show
+from mondeq.cli.output import add_json, check_writable, save_json, show
 from mondeq.lipschitz import lipschitz_bounds
 from mondeq.runs import load
 
@@ -33,6 +33,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     with distributed.session(options.device) as device:
+        check_writable(options.json)
         model = load(options.folder, device=device)
         images = None
         if options.images > 0:

@@ -18,7 +18,7 @@ from mondeq.cli.evaluation import (
     report_table,
     run_data,
 )
-from mondeq.cli.output import add_json, percent, save_json, show
+from mondeq.cli.output import add_json, check_writable, percent, save_json, show
 from mondeq.runs import load
 
 
@@ -49,6 +49,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     with distributed.session(options.device) as device:
+        check_writable(options.json, options.plot)
         model = load(options.folder, device=device)
         split = run_data(options.folder, options.data_dir).test
         report = certify_split(model, split, device, options.limit)
@@ -81,5 +82,5 @@ def _radius(text: str) -> float:
     except (ValueError, ZeroDivisionError):
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a radius; give numbers ≥ 0 such as 0.5 or 36/255")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a radius; give numbers ≥ 0 such as 0.5 or 36/255")
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mondeq import data, distributed
+from mondeq import data, distributed, values
 from mondeq.certify import Report, certify
 from mondeq.cli.output import percent, table
 from mondeq.errors import ConfigError
@@ -18,6 +19,7 @@ from mondeq.files import read_json
 from mondeq.lipschitz import Bound, lipschitz_bounds
 from mondeq.models import Classifier, ModelConfig
 from mondeq.runs import CONFIG
+from mondeq.training.config import is_file_name
 
 DEFAULT_RADII = (0.1, 0.2, 0.5, 1.0, 1.58)
 
@@ -36,11 +38,11 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
 
 
 def count(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number ≥ `least`."""
+    """An argparse type: a whole number ≥ `least`, of at most eighteen digits."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number ≥ {least}")
+        if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number ≥ {least}, or too large a one")
         return int(text)
 
     return parse
@@ -51,10 +53,9 @@ def load_data(name: str, data_dir: Path | None) -> data.Dataset:
     if not distributed.is_main():
         distributed.wait()
         return data.load(name, data_dir)
-    try:
-        return data.load(name, data_dir)
-    finally:
-        distributed.wait()
+    dataset = data.load(name, data_dir)
+    distributed.wait()
+    return dataset
 
 
 def run_data(run: Path, data_dir: Path | None) -> data.Dataset:
@@ -63,8 +64,12 @@ def run_data(run: Path, data_dir: Path | None) -> data.Dataset:
     training = config.get("training")
     if not isinstance(training, dict) or "data" not in training:
         raise ConfigError(f"{run / CONFIG} names no data set: the model was not saved by `mondeq train`")
-    stored = config.get("data_dir")
-    dataset = load_data(training["data"], data_dir if data_dir is not None or stored is None else Path(stored))
+    name, stored = training["data"], config.get("data_dir")
+    if not is_file_name(name):
+        raise ConfigError(f"`data` in {run / CONFIG} must be the name of a data set, got {values.shown(name)}")
+    if stored is not None and not is_file_name(stored):
+        raise ConfigError(f"`data_dir` in {run / CONFIG} must be the path of a folder, got {values.shown(stored)}")
+    dataset = load_data(name, data_dir if data_dir is not None or stored is None else Path(stored))
     check_fits(ModelConfig.from_dict(config.get("model", {})), dataset)
     return dataset
 
@@ -99,7 +104,7 @@ def certify_split(model: Classifier, split: data.Split, device: torch.device, li
         split = data.Split(split.images[:limit], split.labels[:limit])
     share = data.batches(split, _CHUNK, device=device, rank=distributed.rank(), world_size=distributed.world_size())
     parts = [certify(model, images, labels, bounds=bounds) for images, labels in share]
-    empty = torch.zeros(0, dtype=torch.float64)
+    empty = torch.zeros(0, dtype=torch.float64, device="cpu")
     columns = [
         distributed.gather(torch.cat([getattr(p, name).cpu() for p in parts]) if parts else empty)
         for name in ("radius", "correct", "prediction", "error_bound")

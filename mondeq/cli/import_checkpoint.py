@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 
 import mondeq
-from mondeq.cli.evaluation import add_data_dir
+from mondeq import data, distributed
+from mondeq.cli.evaluation import add_data_dir, count
 from mondeq.cli.output import show
-from mondeq.errors import RunError
+from mondeq.errors import ConfigError, RunError
 from mondeq.original import load_original_checkpoint
 from mondeq.runs import save
 
@@ -28,16 +29,25 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--mean", type=float, nargs="+", required=True, help="of its normalisation: one, or per channel"
     )
     parser.add_argument("--std", type=float, nargs="+", required=True, help="of its normalisation: one, or per channel")
-    parser.add_argument("--image-size", type=int, metavar="N", help="side of its images, if neither 28 nor 32")
+    parser.add_argument("--image-size", type=count(1), metavar="N", help="side of its images, if neither 28 nor 32")
     parser.add_argument("--data", help="the data set it belongs to, for `certify` and `bound`")
     add_data_dir(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
+    with distributed.session("cpu"):
+        if distributed.is_main():
+            _import(options)
+    return 0
+
+
+def _import(options: argparse.Namespace) -> None:
     folder: Path = options.out
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists and is not an empty folder; choose another --out")
+    if options.data not in (None, *data.NAMES) and not options.data.startswith("folder:"):
+        raise ConfigError(f"`data` is {options.data!r}; it must be one of {', '.join(data.NAMES)}")
     mean, std = (values[0] if len(values) == 1 else values for values in (options.mean, options.std))
     model = load_original_checkpoint(options.file, m=options.m, mean=mean, std=std, image_size=options.image_size)
     extra = {} if options.data is None else {"training": {"data": options.data}}
@@ -45,4 +55,3 @@ def run(options: argparse.Namespace) -> int:
     save(model, folder, **extra, data_dir=data_dir, version=mondeq.__version__)
     config = model.config
     show(f"{config.kind} network, images {config.image_shape}, {config.classes} classes, m = {config.m:g}: {folder}")
-    return 0

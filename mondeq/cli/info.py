@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mondeq import distributed
-from mondeq.cli.output import add_json, save_json, show
+from mondeq.cli.output import add_json, check_writable, one_line, save_json, show
 from mondeq.files import read_json
 from mondeq.models import exact_copy
 from mondeq.runs import CONFIG, load
@@ -27,6 +27,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     with distributed.session("cpu"):
+        check_writable(options.json)
         model = load(options.folder)
         operator = exact_copy(model).linear.operator()
         metrics_file = options.folder / "metrics.json"
@@ -38,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
             "metrics": read_json(metrics_file) if metrics_file.is_file() else None,
         }
         save_json(options.json, figures)
-        rows = [[name, _text(value)] for name, value in _flat(figures).items()]
+        rows = [[one_line(name), one_line(_text(value))] for name, value in _flat(figures).items()]
         width = max(len(name) for name, _ in rows)
         show("\n".join(f"{name.ljust(width)}  {value}" for name, value in rows))
         if figures["metrics"] is None:

@@ -28,13 +28,16 @@ def load(name: str, data_dir: str | Path | None = None, *, download: bool = True
     The files of a published data set are sought in one place: `data_dir` if given, else the directory named
     by the environment variable MONDEQ_DATA, else this package's cache; there in the folder `name` first,
     then in the place itself. What is absent is downloaded into the folder `name`, unless `download` is
-    false. Every file is compared with its published checksum, and none that a user placed is ever changed.
+    false. Every file is compared with its published checksum before it is parsed, and none that a user placed is
+    ever changed.
     A folder of pictures is decoded once and memory-mapped from the cache afterwards; of several processes,
     let one load it first.
 
     Raises `ConfigError` for an unknown name and `DataError` for what is missing, damaged or not as
     published.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"`name` is {name!r}; it must be one of {', '.join(NAMES)}")
     root = data_root(data_dir)
     if name == "digits":
         return load_digits()
@@ -43,6 +46,6 @@ def load(name: str, data_dir: str | Path | None = None, *, download: bool = True
     if name not in SOURCES:
         raise ConfigError(f"`data` is {name!r}; it must be one of {', '.join(NAMES)}")
     source = SOURCES[name]
-    paths = obtain(name, source, root, download=download)
-    train, test = source.read(paths, source.sizes, len(source.classes))
+    found = obtain(name, source, root, download=download)
+    train, test = source.read(found, source.sizes, len(source.classes))
     return Dataset(name, train, test, source.classes)

@@ -1,5 +1,6 @@
 """Cutting a split into batches of float32 images, shuffled or in order, for one process or several."""
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -47,12 +48,12 @@ class Batches:
     def _share(self) -> torch.Tensor:
         """The positions of this rank's samples, in the order in which they come."""
         if self.generator is None:
-            return torch.arange(*self._bounds)
+            return torch.arange(*self._bounds, device="cpu")
         device = self.generator.device
         order = torch.randperm(len(self.split), generator=self.generator, device=device).cpu()
         # Every world_size-th place, counted around the end: equal counts, and step k of all ranks together
         # holds the samples of step k of a single process with the joint batch size.
-        places = torch.arange(self._count) * self.world_size + self.rank
+        places = torch.arange(self._count, device="cpu") * self.world_size + self.rank
         return order[places % len(order)]
 
 
@@ -74,12 +75,36 @@ def batches(
     rank gives the split back.
 
     Images are converted batch by batch; the tensors are new and may be written to. Raises `ConfigError`
-    when `batch_size`, `rank` or `world_size` is out of range.
+    when `batch_size`, `rank` or `world_size` is no whole number or out of range, and for arguments of another kind.
     """
+    if not isinstance(split, Split):
+        raise ConfigError(f"`split` is a {type(split).__name__}; it must be a `Split`, such as `dataset.train`")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ConfigError(f"`generator` is a {type(generator).__name__}; it must be a `torch.Generator` or None")
+    batch_size, rank = _whole("batch_size", batch_size), _whole("rank", rank)
+    world_size = _whole("world_size", world_size)
     if batch_size < 1:
         raise ConfigError(f"`batch_size` is {batch_size}; it must be at least 1")
     if world_size < 1:
         raise ConfigError(f"`world_size` is {world_size}; it must be at least 1")
     if not 0 <= rank < world_size:
         raise ConfigError(f"`rank` is {rank}; it must be at least 0 and less than `world_size`, {world_size}")
-    return Batches(split, batch_size, generator, torch.device(device), rank, world_size)
+    return Batches(split, batch_size, generator, _device(device), rank, world_size)
+
+
+def _whole(argument: str, value: object) -> int:
+    """`value` as an int, if it is a whole number of Python, numpy or torch; True and False are none."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)  # type: ignore[arg-type]  # what is no number is the error below
+    except TypeError:
+        pass
+    raise ConfigError(f"`{argument}` is {value!r}; it must be a whole number")
+
+
+def _device(device: object) -> torch.device:
+    try:
+        return torch.device(device)  # type: ignore[call-overload]  # what is no device is the error below
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise ConfigError(f"`device` is {device!r}, which is no device of torch ({reason})") from error

@@ -3,12 +3,14 @@
 Images are uint8 (N, C, H, W) and stay so; statistics are taken from counts of the 256 pixel values.
 """
 
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
-from mondeq.errors import DataError
+from mondeq.errors import DataError, is_showable
 
 CHUNK_BYTES = 1 << 24
 """Pixels are counted in pieces of about this size, so that a memory-mapped set is never in memory whole."""
@@ -39,7 +41,9 @@ class Split:
 class Dataset:
     """A training and a test split of images of one shape; label k means `classes[k]`.
 
-    Raises `DataError` when the image shapes of the splits differ or a label names no class.
+    The names of the classes are kept in the Unicode form NFC, in which equal names are equal strings. Raises
+    `DataError` when they are not different, showable names, the image shapes of the splits differ or a label names no
+    class.
     """
 
     name: str
@@ -48,6 +52,10 @@ class Dataset:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", class_names(self.classes, self.name))
+        for argument, split in (("train", self.train), ("test", self.test)):
+            if not isinstance(split, Split):
+                raise DataError(f"`{argument}` is a {type(split).__name__}; it must be a `Split`")
         shapes = [tuple(split.images.shape[1:]) for split in (self.train, self.test)]
         if shapes[0] != shapes[1]:
             raise DataError(f"{self.name}: training images have shape {shapes[0]}, test images {shapes[1]}")
@@ -68,7 +76,7 @@ class Dataset:
     def _moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         counts = _pixel_counts(self.train.images).double()
         weights = counts / counts.sum(dim=1, keepdim=True)
-        values = torch.arange(256, dtype=torch.float64) / 255
+        values = torch.arange(256, dtype=torch.float64, device="cpu") / 255
         mean = weights @ values
         variance = (weights * (values - mean[:, None]) ** 2).sum(dim=1)
         return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
@@ -83,7 +91,26 @@ def check_labels(labels: torch.Tensor, classes: int, where: str) -> None:
         raise DataError(f"{where}: label {label} at position {position} names none of the {classes} classes")
 
 
-def _require(argument: str, tensor: torch.Tensor, dtype: torch.dtype, dims: int) -> None:
+def class_names(names: object, where: str) -> tuple[str, ...]:
+    """The names in the form NFC; a `DataError`, beginning with `where`, unless they are different and showable."""
+    if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{where}: `classes` is {names!r}; it must be a tuple of names, one per class")
+    classes = tuple(unicodedata.normalize("NFC", name) for name in names)
+    for name, times in Counter(classes).items():
+        if not name.strip() or not all(map(is_showable, name)):
+            raise DataError(
+                f"{where}: the class name {name!r} is blank, or holds control characters or marks that turn the "
+                "writing direction; rename it"
+            )
+        if times > 1:
+            raise DataError(f"{where}: the class name {name!r} is there twice, if in two Unicode forms; rename one")
+    return classes
+
+
+def _require(argument: str, tensor: object, dtype: torch.dtype, dims: int) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        hint = "use `torch.from_numpy`" if type(tensor).__module__ == "numpy" else "use `torch.tensor`"
+        raise DataError(f"`{argument}` is a {type(tensor).__name__}; it must be a {dtype} tensor, so {hint}")
     if tensor.dtype != dtype or tensor.ndim != dims:
         raise DataError(
             f"`{argument}` is a {tensor.dtype} tensor of shape {tuple(tensor.shape)}; "
@@ -94,8 +121,8 @@ def _require(argument: str, tensor: torch.Tensor, dtype: torch.dtype, dims: int)
 def _pixel_counts(images: torch.Tensor) -> torch.Tensor:
     """How often each of the 256 values occurs in each channel: int64 (C, 256). Exact, whatever the chunks."""
     channels = images.shape[1]
-    counts = torch.zeros(channels, 256, dtype=torch.int64)
+    counts = torch.zeros(channels, 256, dtype=torch.int64, device="cpu")
     for chunk in images.split(max(1, CHUNK_BYTES // images[0].numel())):
         for channel in range(channels):
-            counts[channel] += torch.bincount(chunk[:, channel].flatten(), minlength=256)
+            counts[channel] += torch.bincount(chunk[:, channel].flatten(), minlength=256).cpu()
     return counts

@@ -1,85 +1,134 @@
 """From picture files to pixels: decoded by several threads, stored as one .npy file, then memory-mapped."""
 
 import io
-import struct
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from mondeq.data.files import written_whole
+from mondeq.data.files import foreign, written_whole
 from mondeq.errors import DataError
 
 GROUP = 32
-"""The number of pictures a thread takes at once: handing small ones over singly costs a fifth more time."""
-GROUPS_AHEAD = 32
-"""The number of groups decoded ahead of being stored: all threads have work, and memory has room."""
+"""The most pictures a thread takes at once: handing small ones over singly costs a fifth more time."""
+AHEAD = 1024
+"""The most pictures decoded ahead of being stored: all threads have work."""
+AHEAD_BYTES = 1 << 28
+"""The most memory that pictures read and decoded ahead may take, unless a single one takes more."""
+PICTURE_BYTES = 1 << 28
+"""No larger picture file is read: as many bytes as the pixels of the largest picture that Pillow opens unwarned."""
 
+# While a picture is decoded there are its pixels as Pillow has them, with an alpha channel, converted, and copied.
+_BYTES_PER_PIXEL = 16
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_PNG_DEPTH = 24  # where the bit depth stands: after the signature, the first chunk's length and kind, width and height
+_NO_PICTURE = "is no PNG or JPEG picture of 8 bits per channel, or is damaged"
 _GREY_MODES = ("1", "L", "LA")
 _COLOUR_MODES = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
-# Pillow has no common class for the ways in which a picture can be damaged.
-_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-# RuntimeError: the member of a zip is encrypted or packed in an unknown way.
-_UNREADABLE = (OSError, zipfile.BadZipFile, zlib.error, RuntimeError)
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What sets a picture upright whose EXIF data states this orientation; any other number says nothing."""
 
 Pixels = NDArray[np.uint8]
+Opener = Callable[[str], AbstractContextManager[IO[bytes]]]
 
 
 class _ColourFound(Exception):
     """A picture with colour, where until then all were grey."""
 
 
-def stored_pictures(file: Path, names: Sequence[str], read: Callable[[str], bytes], where: Path) -> Pixels:
+class _OtherSize(Exception):
+    """A picture of another (width, height) than was expected; the arguments are the two numbers."""
+
+
+def stored_pictures(file: Path, sizes: Mapping[str, int], opened: Opener, where: Path) -> Pixels:
     """The pictures as uint8 (N, C, H, W), mapped from `file`, which is written first unless there and whole.
 
-    The mapping is private: what is written to the array stays in memory. Pictures are read by `read`,
-    called from several threads; one that cannot be used raises a `DataError` that begins with `where` and
-    its name.
+    The mapping is private: what is written to the array stays in memory. The names in `sizes`, which gives the bytes of
+    their files, are opened by `opened`, called from several threads; one that cannot be used raises a `DataError` that
+    begins with `where` and its name.
     """
-    try:
-        return _mapped(file, len(names))
-    except (OSError, ValueError, EOFError):
-        pass  # absent, or not what was meant to be stored
+    with suppress(Exception):  # absent, or not what was meant to be stored, in whatever way
+        return _mapped(file, len(sizes))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _store(file, names, read, where, "L")
+            _store(file, sizes, opened, where, "L")
         except _ColourFound:
-            _store(file, names, read, where, "RGB")
-        return _mapped(file, len(names))
+            _store(file, sizes, opened, where, "RGB")
+        return _mapped(file, len(sizes))
     except OSError as error:
         raise DataError(f"{where}: its pixels cannot be stored in the cache {file.parent} ({error})") from error
 
 
-def decode(content: bytes, mode: str) -> Pixels:
-    """One PNG or JPEG file as uint8 (C, H, W), in the mode "L" or "RGB".
+def decode(content: bytes, mode: str, size: tuple[int, int] | None = None) -> Pixels:
+    """One PNG or JPEG file as uint8 (C, H, W), upright, in the mode "L" or "RGB". Colour profiles are not applied.
 
-    Raises `DataError`, to be preceded by the name of the file, when it is damaged, transparent or of more
-    than 8 bits, and `_ColourFound` when it has colour and the mode has none.
+    Raises `DataError`, to be preceded by the name of the file, when it is damaged, transparent or of more than 8 bits,
+    and `_ColourFound` when it has colour and the mode has none. With `size`, (width, height), a picture of another one
+    raises `_OtherSize`, and is decoded before that only if it may be one to be turned.
     """
-    try:
-        image: Image.Image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
+    with foreign("is damaged or too large"):
+        image = _opened(content)
+    if size is not None and sorted(image.size) != sorted(size):
+        raise _OtherSize(*image.size)
+    with foreign("is damaged"):
         image.load()
-    except UnidentifiedImageError as error:
-        raise DataError("does not begin as a PNG or JPEG picture does; it is another thing, or damaged") from error
-    except _DAMAGE as error:
-        raise DataError(f"is damaged ({error})") from error
-    if image.mode not in _GREY_MODES + _COLOUR_MODES:
-        raise DataError(f"has pixels of the kind {image.mode}; convert it to 8-bit grey or RGB")
+        _require_palette(image)
+    with foreign("has EXIF data that cannot be read, so that it may lie on its side; remove that data"):
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        image = image if turn is None else image.transpose(turn)
+    if size is not None and image.size != size:
+        raise _OtherSize(*image.size)
     if mode == "L" and image.mode not in _GREY_MODES:
         raise _ColourFound
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if image.getextrema()[-1] != (255, 255):
-            raise DataError("is transparent in places; flatten it onto a background")
-    pixels: Pixels = np.asarray(image.convert(mode))
+    with foreign("is damaged"):
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            if image.getextrema()[-1] != (255, 255):
+                raise DataError("is transparent in places; flatten it onto a background")
+        pixels: Pixels = np.asarray(image.convert(mode))
     return pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
+
+
+def _opened(content: bytes) -> Image.Image:
+    """The picture, of which only the header has been read; `DataError` if 8 bits cannot hold its values."""
+    try:
+        image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
+    except UnidentifiedImageError as error:
+        raise DataError(_NO_PICTURE) from error
+    if image.format == "PNG" and content[12:16] != b"IHDR":
+        raise DataError("is damaged: it does not begin with its header")
+    depth = content[_PNG_DEPTH] if image.format == "PNG" else 8
+    if depth > 8 or image.mode not in _GREY_MODES + _COLOUR_MODES:
+        raise DataError(f"has {depth} bits per channel ({image.mode}); convert it to 8-bit grey or RGB")
+    if depth < 8 and image.mode == "L" and "transparency" in image.info:
+        # Pillow stretches the values to 0 … 255, but not the value that stands for transparent pixels.
+        image.info["transparency"] *= 255 // (2**depth - 1)
+    return image
+
+
+def _require_palette(image: Image.Image) -> None:
+    """Raise `DataError` if the decoded picture uses colours that its palette does not have: they would be black."""
+    if image.mode == "P" and image.palette is not None:
+        colours = len(image.palette.palette) // len(image.palette.mode)
+        if np.asarray(image).max() >= colours:
+            raise DataError(f"uses more colours than the {colours} of its palette; save it anew")
 
 
 def _mapped(file: Path, count: int) -> Pixels:
@@ -89,41 +138,72 @@ def _mapped(file: Path, count: int) -> Pixels:
     return pixels
 
 
-def _store(file: Path, names: Sequence[str], read: Callable[[str], bytes], where: Path, mode: str) -> None:
-    shape: tuple[int, ...] = ()
-    with written_whole(file) as temporary, temporary.open("wb") as stream:
-        for name, pixels in _decoded(names, read, where, mode):
-            if not shape:
-                shape = pixels.shape
-                header = {"descr": "|u1", "fortran_order": False, "shape": (len(names), *shape)}
+def _store(file: Path, sizes: Mapping[str, int], opened: Opener, where: Path, mode: str) -> None:
+    with written_whole(file) as temporary, temporary.open("wb") as stream, warnings.catch_warnings():
+        # Pillow warns of pictures so large that they may be made to fill the memory, and of unreadable EXIF data, in
+        # which an orientation may be lost: both are errors here.
+        warnings.filterwarnings("error", module=r"PIL\.(Image|TiffImagePlugin)$")
+        for number, pixels in enumerate(_decoded(sizes, opened, where, mode)):
+            if number == 0:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (len(sizes), *pixels.shape)}
                 np.lib.format.write_array_header_1_0(stream, header)
-            elif pixels.shape != shape:
-                this, first = (f"{width}×{height}" for _, height, width in (pixels.shape, shape))
-                raise DataError(f"{where}: {name} is {this} pixels, but {names[0]} is {first}; make them equal")
             stream.write(pixels.tobytes())
 
 
-def _decoded(
-    names: Sequence[str], read: Callable[[str], bytes], where: Path, mode: str
-) -> Iterator[tuple[str, Pixels]]:
-    """The pictures in order, at most `GROUP` · `GROUPS_AHEAD` of them decoded before they are asked for."""
+def _decoded(sizes: Mapping[str, int], opened: Opener, where: Path, mode: str) -> Iterator[Pixels]:
+    """The pictures in order. The first alone says how large all are, so that the memory for the rest is known."""
+    names = list(sizes)
+    size: tuple[int, int] | None = None
 
     def one(name: str) -> Pixels:
         try:
-            return decode(read(name), mode)
+            with foreign("cannot be read"), opened(name) as stream:
+                content = _content(stream, sizes[name])
+            return decode(content, mode, size)
         except DataError as error:
-            raise DataError(f"{where}: {name} {error}") from error
-        except _UNREADABLE as error:
-            raise DataError(f"{where}: {name} cannot be read ({error})") from error
+            raise DataError(f"{where}: {name} {error}") from error.__cause__ or error
+        except _OtherSize as error:
+            this, first = ("{}×{}".format(*each) for each in (error.args, size or ()))
+            raise DataError(f"{where}: {name} is {this} pixels, but {names[0]} is {first}; make them equal") from error
 
     def several(group: Sequence[str]) -> list[Pixels]:
         return [one(name) for name in group]
 
-    groups = [names[start : start + GROUP] for start in range(0, len(names), GROUP)]
-    bar = tqdm(total=len(names), desc="decoding", unit=" pictures", disable=None)
-    with ThreadPoolExecutor() as pool, bar:
-        for start in range(0, len(groups), GROUPS_AHEAD):
-            ahead = groups[start : start + GROUPS_AHEAD]
-            for group, decoded in zip(ahead, pool.map(several, ahead), strict=True):
-                yield from zip(group, decoded, strict=True)
+    threads = (os.cpu_count() or 1) + 4  # some wait for the disk
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        tqdm(total=len(names), desc="decoding", unit=" pictures", disable=None) as bar,
+    ):
+        first = one(names[0])
+        size = (first.shape[2], first.shape[1])
+        yield first
+        bar.update()
+        decoding = _BYTES_PER_PIXEL * size[0] * size[1]
+        for portion in _portions(names[1:], [2 * sizes[name] + decoding for name in names[1:]]):
+            share = min(GROUP, -(-len(portion) // threads))
+            groups = [portion[start : start + share] for start in range(0, len(portion), share)]
+            for group in pool.map(several, groups):
+                yield from group
                 bar.update(len(group))
+
+
+def _portions(names: Sequence[str], costs: Sequence[int]) -> Iterator[Sequence[str]]:
+    """The names in portions of at most `AHEAD`, and of at most `AHEAD_BYTES` in costs unless one name costs more."""
+    begin = total = 0
+    for end, cost in enumerate(costs):
+        if end > begin and (end - begin >= AHEAD or total + cost > AHEAD_BYTES):
+            yield names[begin:end]
+            begin, total = end, 0
+        total += cost
+    if names:
+        yield names[begin:]
+
+
+def _content(stream: IO[bytes], size: int) -> bytes:
+    """The `size` bytes of a file, if it begins as a picture does and is not too large; else it is not read further."""
+    head = stream.read(len(_PNG))
+    if not head.startswith((_PNG, _JPEG)):
+        raise DataError(_NO_PICTURE)
+    if size > PICTURE_BYTES:
+        raise DataError(f"has {size} bytes; no picture file of more than {PICTURE_BYTES} is read")
+    return head + stream.read(max(size - len(head), 0))

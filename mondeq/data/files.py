@@ -1,25 +1,57 @@
-"""Reading and writing files without half-truths: gzip known by its magic, checksums, complete writes only."""
+"""Reading and writing files without half-truths: foreign files fail in one line, own ones are written whole."""
 
 import gzip
-import hashlib
+import os
+import re
+import stat
+import sys
+import textwrap
 import uuid
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import pooch
 
-from mondeq.errors import DataError
+from mondeq.errors import DataError, MondeqError
 
-_GZIP_MAGIC = b"\x1f\x8b"
+if sys.platform != "win32":
+    import fcntl
+
+GZIP_MAGIC = b"\x1f\x8b"
 _PIECE_BYTES = 1 << 20
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
 
 
 def cache_directory() -> Path:
     """Where this package keeps what it downloads and decodes, by the custom of the operating system."""
     return Path(pooch.os_cache("mondeq"))
+
+
+@contextmanager
+def foreign(complaint: str) -> Iterator[None]:
+    """Around all reading of files that others made: any failure becomes a `DataError`, `complaint` with the reason.
+
+    No list of exceptions is complete: parsers of damaged files fail in ways that they do not document. The original is
+    the cause. What says nothing about the file passes: an interruption, a lack of memory, this package's own errors.
+    """
+    try:
+        yield
+    except (MondeqError, MemoryError):
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(f"{complaint} ({textwrap.shorten(reason, 200)})") from error
+
+
+def open_file(path: Path) -> BinaryIO:
+    """The file, opened for reading bytes. A pipe, which would wait for a writer, or a device is refused unopened."""
+    with foreign(f"{path} cannot be read"):
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a directory fails with the better message
+            raise DataError(f"{path} is a pipe, a socket or a device; a file is needed in its place")
+        return path.open("rb")
 
 
 @contextmanager
@@ -29,19 +61,14 @@ def open_contents(path: Path) -> Iterator[BinaryIO]:
     (Some servers decompress on the way, and leave the name as it was.) Raises `DataError` naming the file
     when it turns out, while the block reads it, to be unreadable, truncated or damaged.
     """
-    try:
-        with path.open("rb") as raw:
-            packed = raw.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-            raw.seek(0)
-            if packed:
-                with gzip.open(raw) as unpacked:
-                    yield cast(BinaryIO, unpacked)
-            else:
-                yield raw
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is truncated or damaged ({error}); delete it and get it again") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error})") from error
+    with open_file(path) as raw, foreign(f"{path} is truncated or damaged; delete it and get it again"):
+        packed = raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+        raw.seek(0)
+        if packed:
+            with gzip.open(raw) as unpacked:
+                yield cast(BinaryIO, unpacked)
+        else:
+            yield raw
 
 
 def pieces(stream: BinaryIO) -> Iterator[bytes]:
@@ -50,20 +77,41 @@ def pieces(stream: BinaryIO) -> Iterator[bytes]:
         yield piece
 
 
-def md5(stream: BinaryIO) -> str:
-    """The MD5 of the rest of the stream, in hexadecimal: it finds damage, but does not prevent forgery."""
-    digest = hashlib.md5(usedforsecurity=False)
-    for piece in pieces(stream):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` for the block to write; it becomes `path` only if the block succeeds."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _claimed(temporary):
+        try:
+            yield temporary
+            with temporary.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete what killed processes left half-written in `folder`, and nothing that a living one is writing."""
+    for path in folder.glob(".*.partial"):
+        if _PARTIAL.fullmatch(path.name):
+            # The writer's lock ends with the writer. Where files cannot be locked, or deleted while open, they stay.
+            with suppress(OSError), path.open("rb+") as stream:
+                if sys.platform != "win32":
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
+@contextmanager
+def _claimed(temporary: Path) -> Iterator[None]:
+    """The file, made and locked for the block. (Windows needs no lock: it does not delete what is open.)"""
+    if sys.platform == "win32":
+        yield
+        return
+    while True:
+        with temporary.open("ab") as stream:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            if temporary.exists():  # else `remove_abandoned` came between making and locking it
+                yield
+                return

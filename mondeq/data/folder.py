@@ -5,55 +5,62 @@ Here such a tree is listed and understood; `decoding` turns its files into pixel
 
 import hashlib
 import os
+import stat
+import unicodedata
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 
-from mondeq.data.dataset import Dataset, Split
-from mondeq.data.decoding import stored_pictures
-from mondeq.data.files import cache_directory
+from mondeq.data.dataset import Dataset, Split, class_names
+from mondeq.data.decoding import Opener, stored_pictures
+from mondeq.data.files import cache_directory, foreign, open_file, remove_abandoned
 from mondeq.errors import DataError
 
 _SPLITS = ("train", "test")
-_STORED_FORMAT = 1
+_SYSTEM_NAMES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir")
+"""What operating systems leave in folders without asking; what they hide begins with a dot."""
+_STORED_FORMAT = 2
 """To be raised when the stored arrays change their meaning, so that older ones are not used."""
 
 
 def load_folder(name: str, path: Path) -> Dataset:
     """The pictures under `path` as the data set `name`; its classes are the folders in train/, sorted.
 
-    Grey pictures give one channel; if any picture has colour, all become RGB. Hidden files, and whatever
-    lies beside train/ and test/, are passed over. The pixels are kept in the cache under the path and the
+    Grey pictures give one channel; if any picture has colour, all become RGB. Hidden files, those of operating systems,
+    and whatever lies beside train/ and test/, are passed over. The pixels are kept in the cache under the path and the
     names, sizes and times (in a zip: checksums) of the pictures, so that a changed folder is decoded anew.
 
     Raises `DataError` naming the first file that is out of place, undecodable or not of the common size.
     """
-    path = path.expanduser()
+    path = Path(os.path.expanduser(path))
     with _open_tree(path) as tree:
         layout = _arrange(tree.stamps, path)
         place = _digest(path.resolve())
         content = _digest(_STORED_FORMAT, [(picture, tree.stamps[picture]) for picture in layout.pictures])
         stored = cache_directory() / "folders" / f"{place}-{content}.npy"
-        pixels = stored_pictures(stored, layout.pictures, tree.read, path)
+        remove_abandoned(stored.parent)
+        sizes = {picture: tree.stamps[picture][0] for picture in layout.pictures}
+        pixels = stored_pictures(stored, sizes, tree.opened, path)
     _remove_outdated(stored, f"{place}-*.npy")
-    images, labels = torch.from_numpy(pixels), torch.tensor(layout.labels, dtype=torch.int64)
+    images, labels = torch.from_numpy(pixels), torch.tensor(layout.labels, dtype=torch.int64, device="cpu")
     cut = layout.train_count
     return Dataset(name, Split(images[:cut], labels[:cut]), Split(images[cut:], labels[cut:]), layout.classes)
 
 
 @dataclass(frozen=True)
 class _Tree:
-    """Files and directories, named as in a zip (relative, with /; directories end in /), and how to read one.
+    """Files and directories, named as in a zip (relative, with /; directories end in /), and how to open one.
 
-    The stamp of a name is two numbers, one of which changes when the file does.
+    The stamp of a name is its size in bytes and another number that changes when the file does.
     """
 
     stamps: Mapping[str, tuple[int, int]]
-    read: Callable[[str], bytes]
+    opened: Opener
 
 
 @dataclass(frozen=True)
@@ -68,41 +75,74 @@ class _Layout:
 
 @contextmanager
 def _open_tree(path: Path) -> Iterator[_Tree]:
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(f"{path} does not exist; `folder:PATH` takes a directory or .zip with train/ and test/")
-    try:
-        if path.is_dir():
-            yield _Tree(dict(_walk(path)), lambda name: (path / name).read_bytes())
-        else:
-            with zipfile.ZipFile(path) as archive:
-                stamps = {each.filename: (each.file_size, each.CRC) for each in archive.infolist()}
-                yield _Tree(stamps, archive.read)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{path} cannot be read as a directory or zip archive: {error}") from error
+    if os.path.isdir(path):
+        yield _Tree(dict(_walk(path)), lambda name: (path / name).open("rb"))
+        return
+    with open_file(path) as stream:
+        with foreign(f"{path} cannot be read as a directory or zip archive"):
+            archive = zipfile.ZipFile(stream)
+            members = _members(archive)
+
+        def opened(name: str) -> IO[bytes]:
+            # The other ways of packing are unpacked in one go, however much comes out.
+            if members[name].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise DataError("is packed in another way than deflate; pack the archive anew")
+            return archive.open(members[name])
+
+        yield _Tree({name: (member.file_size, member.CRC) for name, member in members.items()}, opened)
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The members by name, without the name of the folder that was packed if train/ and test/ are not at the top."""
+    members = {}
+    for member in archive.infolist():
+        parts = [part for part in member.filename.split("/") if part not in ("", ".")]
+        members["/".join(parts) + "/" * member.filename.endswith("/")] = member
+    begins = tuple(f"{split}/" for split in _SPLITS)
+    tops = {top for top, _, rest in (name.partition("/") for name in members) if rest.startswith(begins)}
+    tops = {top for top in tops if not _passed_over(top)}
+    if len(tops) != 1 or any(name.startswith(begins) for name in members):
+        return members
+    prefix = f"{tops.pop()}/"
+    return {name.removeprefix(prefix): member for name, member in members.items() if name.startswith(prefix)}
 
 
 def _walk(root: Path) -> Iterator[tuple[str, tuple[int, int]]]:
     for split in _SPLITS:
-        if not (root / split).is_dir():
-            continue
-        for folder, _, names in os.walk(root / split, onerror=_raise, followlinks=True):
-            relative = Path(folder).relative_to(root).as_posix()
-            yield f"{relative}/", (0, 0)
-            for name in names:
-                stat = os.stat(os.path.join(folder, name))
-                yield f"{relative}/{name}", (stat.st_size, stat.st_mtime_ns)
+        if os.path.isdir(root / split):
+            yield from _listed(root, split)
 
 
-def _raise(error: OSError) -> None:
-    """For `os.walk`, which would pass over a directory that it may not read."""
-    raise error
+def _listed(root: Path, folder: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    """`folder` and what is in it, with stamps. Links lead to classes and pictures, but no deeper, so no loop is run."""
+    yield f"{folder}/", (0, 0)
+    with foreign(f"{root}: {folder} cannot be listed"), os.scandir(root / folder) as entries:
+        visible = sorted((entry for entry in entries if not _passed_over(entry.name)), key=lambda entry: entry.name)
+    for entry in visible:
+        name = f"{folder}/{entry.name}"
+        if entry.is_symlink() and not os.path.exists(entry.path):
+            raise DataError(f"{root}: {name} is a link that leads nowhere; remove or repair it")
+        with foreign(f"{root}: {name} cannot be read"):
+            is_folder, found = entry.is_dir(follow_symlinks=folder in _SPLITS), entry.stat()
+        if is_folder:
+            yield from _listed(root, name)
+        elif stat.S_ISREG(found.st_mode):
+            yield name, (found.st_size, found.st_mtime_ns)
+        else:
+            raise DataError(f"{root}: {name} is a link to a folder, a pipe, a socket or a device; remove it")
+
+
+def _passed_over(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
 
 
 def _arrange(names: Iterable[str], where: Path) -> _Layout:
     train, test = (_by_class(names, split, where) for split in _SPLITS)
     if strangers := sorted(test.keys() - train.keys()):
         raise DataError(f"{where}: test/{strangers[0]} has no counterpart in train; remove or rename it")
-    classes = tuple(sorted(train))
+    classes = class_names(sorted(train), str(where))
     pictures, labels = [], []
     for split in (train, test):
         for label, name in enumerate(classes):
@@ -112,22 +152,27 @@ def _arrange(names: Iterable[str], where: Path) -> _Layout:
 
 
 def _by_class(names: Iterable[str], split: str, where: Path) -> dict[str, list[str]]:
-    """Class → sorted names of its pictures in the split."""
-    classes: dict[str, list[str]] = {}
+    """Class, in the Unicode form NFC → sorted names of its pictures in the split."""
+    folders: dict[str, list[str]] = {}
     for name in sorted(names):
         first, *rest = name.split("/")
-        if first != split or any(part.startswith(".") for part in rest):
+        if first != split or any(map(_passed_over, rest)):
             continue
         if len(rest) == 2:
-            pictures = classes.setdefault(rest[0], [])
+            pictures = folders.setdefault(rest[0], [])
             pictures += [name] if rest[1] else []
         elif not name.endswith("/"):
             raise DataError(f"{where}: {name} is out of place; pictures belong directly into {split}/<class>/")
-    if not classes:
+    if not folders:
         raise DataError(f"{where} has no `{split}/<class>/`; PNG or JPEG pictures belong into train/ and test/")
-    for label, pictures in classes.items():
+    classes: dict[str, list[str]] = {}
+    for folder, pictures in folders.items():
         if not pictures:
-            raise DataError(f"{where}: {split}/{label} holds no pictures; fill it or remove it")
+            raise DataError(f"{where}: {split}/{folder} holds no pictures; fill it or remove it")
+        label = unicodedata.normalize("NFC", folder)
+        if label in classes:
+            raise DataError(f"{where}: {split}/{label} is there twice, in two Unicode forms of its name; join the two")
+        classes[label] = pictures
     return classes
 
 

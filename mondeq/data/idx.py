@@ -3,65 +3,67 @@
 The dimensions are big-endian 32-bit numbers; the values of images and labels are bytes, type 8.
 """
 
+import gzip
+import io
 import math
 import struct
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from mondeq.data.dataset import Split, check_labels
-from mondeq.data.files import open_contents, pieces
+from mondeq.data.files import GZIP_MAGIC, foreign
+from mondeq.data.published import Found
 from mondeq.errors import DataError
 
 _UNSIGNED_BYTES = 8
 
 
-def read_splits(paths: Sequence[Path], sizes: tuple[int, int], classes: int) -> tuple[Split, Split]:
+def read_splits(found: Sequence[Found], sizes: tuple[int, int], classes: int) -> tuple[Split, Split]:
     """Train and test from (training images, training labels, test images, test labels), plain or gzip.
 
-    Raises `DataError` when a file is malformed or has not as many entries as `sizes` says, or a label names
-    none of the classes.
+    Raises `DataError` when a file is not the published one, is malformed or has not as many entries as `sizes` says,
+    or a label names none of the classes.
     """
-    train_images, train_labels, test_images, test_labels = paths
+    train_images, train_labels, test_images, test_labels = found
     return (
         _read_split(train_images, train_labels, sizes[0], classes),
         _read_split(test_images, test_labels, sizes[1], classes),
     )
 
 
-def read_idx(path: Path, dims: int) -> torch.Tensor:
+def read_idx(found: Found, dims: int) -> torch.Tensor:
     """The values as a uint8 tensor with `dims` dimensions; `DataError` if the file is anything else."""
+    content = found.read()
+    if content.getbuffer()[: len(GZIP_MAGIC)] == GZIP_MAGIC:
+        with foreign(f"{found.where} is truncated or damaged; get it again"):
+            content = io.BytesIO(gzip.decompress(content.getbuffer()))
+    buffer = content.getbuffer()
     magic = bytes([0, 0, _UNSIGNED_BYTES, dims])
-    with open_contents(path) as stream:
-        header = stream.read(len(magic) + 4 * dims)
-        # Read what there is, instead of reserving what the header promises: the header may be wrong.
-        values = bytearray()
-        for piece in pieces(stream):
-            values += piece
-    if header[: len(magic)] != magic:
+    begin = len(magic) + 4 * dims
+    if buffer[: len(magic)] != magic:
         raise DataError(
-            f"{path} begins with {header[: len(magic)].hex() or 'nothing'}; "
+            f"{found.where} begins with {buffer[: len(magic)].hex() or 'nothing'}; "
             f"an IDX file of bytes in {dims} dimension(s) begins with {magic.hex()}"
         )
-    if len(header) < len(magic) + 4 * dims:
-        raise DataError(f"{path} is too short for the header of an IDX file: it is truncated; get it again")
-    shape = struct.unpack(f">{dims}I", header[len(magic) :])
+    if len(buffer) < begin:
+        raise DataError(f"{found.where} is too short for the header of an IDX file: it is truncated; get it again")
+    shape = struct.unpack(f">{dims}I", buffer[len(magic) : begin])
     described = f"{'×'.join(map(str, shape))} = {math.prod(shape)}"
-    if math.prod(shape) != len(values):
+    if math.prod(shape) != len(buffer) - begin:
         raise DataError(
-            f"{path} holds {len(values)} bytes of values, but its header promises {described}; "
+            f"{found.where} holds {len(buffer) - begin} bytes of values, but its header promises {described}; "
             "it is truncated or damaged, so get it again"
         )
-    if not values:
-        raise DataError(f"{path} holds no values: its header promises {described}")
-    return torch.frombuffer(values, dtype=torch.uint8).reshape(shape)
+    if len(buffer) == begin:
+        raise DataError(f"{found.where} holds no values: its header promises {described}")
+    return torch.frombuffer(buffer, dtype=torch.uint8, offset=begin).reshape(shape)
 
 
-def _read_split(images_path: Path, labels_path: Path, size: int, classes: int) -> Split:
-    images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
-    for path, tensor in ((images_path, images), (labels_path, labels)):
+def _read_split(images_file: Found, labels_file: Found, size: int, classes: int) -> Split:
+    images, labels = read_idx(images_file, 3), read_idx(labels_file, 1)
+    for found, tensor in ((images_file, images), (labels_file, labels)):
         if len(tensor) != size:
-            raise DataError(f"{path} holds {len(tensor)} entries; the published file holds {size}")
-    check_labels(labels, classes, str(labels_path))
+            raise DataError(f"{found.where} holds {len(tensor)} entries; the published file holds {size}")
+    check_labels(labels, classes, labels_file.where)
     return Split(images.unsqueeze(1), labels.long())

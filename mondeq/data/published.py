@@ -1,8 +1,9 @@
 """Data sets published as files: where they are sought, how they are verified, how they are downloaded."""
 
+import hashlib
+import io
 import os
 import textwrap
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,26 +13,82 @@ import pooch
 from tqdm import tqdm
 
 from mondeq.data.dataset import Split
-from mondeq.data.files import cache_directory, md5, open_contents, written_whole
-from mondeq.errors import DataError
+from mondeq.data.files import (
+    cache_directory,
+    foreign,
+    open_contents,
+    open_file,
+    pieces,
+    remove_abandoned,
+    written_whole,
+)
+from mondeq.errors import ConfigError, DataError
 
 _TIMEOUT_SECONDS = 30
 
 Covered = Literal["contents", "file"]
-"""What a checksum covers: the file as it is, or its contents, which survive being packed anew."""
+"""What size and checksum are those of: the file as it is, or its contents, which survive being packed anew."""
 
-Reader = Callable[[Sequence[Path], tuple[int, int], int], tuple[Split, Split]]
-"""(paths in the order of `Source.files`, `Source.sizes`, number of classes) → (train, test)."""
+
+@dataclass(frozen=True)
+class Form:
+    """A form in which published bytes come: a file `name`, the size of what is covered, and its checksum.
+
+    The checksum is a SHA-256 (64 digits), or an MD5 (32 digits) where nobody published a SHA-256.
+    """
+
+    name: str
+    size: int
+    checksum: str
+    covers: Covered = "file"
 
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One file as its publisher offers it; `unpacked` is the file or directory that unpacking it gives."""
+    """One file as its publisher offers it, and the file or files that unpacking it gives."""
 
-    name: str
-    unpacked: str
-    md5: str
-    md5_of: Covered
+    offered: Form
+    unpacked: tuple[Form, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file that should hold the bytes of `form`, which belong to the data set `dataset`; messages call it `where`."""
+
+    path: Path
+    form: Form
+    dataset: str
+    where: str
+
+    def read(self) -> io.BytesIO:
+        """The bytes that `form` covers, in memory: those that are parsed are those that were verified.
+
+        No more is read than was published. Raises `DataError` when they differ; that is the user's to resolve.
+        """
+        form, content = self.form, io.BytesIO()
+        algorithm = "sha256" if len(form.checksum) == 64 else "md5"
+        digest = hashlib.new(algorithm, usedforsecurity=False)
+        opened = open_contents(self.path) if form.covers == "contents" else open_file(self.path)
+        with foreign(f"{self.where} cannot be read"), opened as stream:
+            for piece in pieces(stream):
+                digest.update(piece)
+                if content.write(piece) and content.tell() > form.size:
+                    break
+        size = content.tell()
+        if size != form.size or digest.hexdigest() != form.checksum:
+            found = f"more than {form.size} bytes" if size > form.size else f"{size} bytes with {digest.hexdigest()}"
+            covered = "it has" if form.covers == "file" else "its contents have"
+            raise DataError(
+                f"{self.where} is not the published {form.name} of {self.dataset}: {covered} {found} "
+                f"instead of {form.size} bytes with the {algorithm.upper()} {form.checksum}; it is truncated, changed "
+                "or of another data set, so move it away and get it again (for pictures of your own use folder:PATH)"
+            )
+        content.seek(0)
+        return content
+
+
+Reader = Callable[[Sequence[Found], tuple[int, int], int], tuple[Split, Split]]
+"""(what was found, in the order of `Source.files`; `Source.sizes`; number of classes) → (train, test)."""
 
 
 @dataclass(frozen=True)
@@ -58,87 +115,64 @@ def data_root(data_dir: str | Path | None) -> Path:
         argument, given = "$MONDEQ_DATA", os.environ.get("MONDEQ_DATA") or None
     if given is None:
         return cache_directory()
-    root = Path(given).expanduser()
-    if not root.is_dir():
+    if not isinstance(given, (str, os.PathLike)):
+        raise ConfigError(f"`{argument}` is {given!r}; it must be a path")
+    root = Path(os.path.expanduser(given))
+    if not os.path.isdir(root):
         raise DataError(f"`{argument}` is {root}, which is not an existing directory; correct it or create it")
     return root
 
 
-def obtain(name: str, source: Source, root: Path, *, download: bool) -> list[Path]:
-    """The verified paths of the source's files, sought in root/name and root, downloaded into root/name.
+def obtain(name: str, source: Source, root: Path, *, download: bool) -> list[Found]:
+    """The source's files, sought in root/name and root, downloaded into root/name. Reading them verifies them.
 
-    Raises `DataError` when a file differs from the published one, when files are missing and `download` is
-    false, and when no mirror delivers.
+    Raises `DataError` when files are missing and `download` is false, when only a part of what unpacking gives is
+    there, and when no mirror delivers.
     """
-    found = {file: _find(file, (root / name, root)) for file in source.files}
-    missing = [file.name for file, path in found.items() if path is None]
+    remove_abandoned(root / name)
+    places = {file: _find(name, file, (root / name, root)) for file in source.files}
+    missing = [file.offered.name for file, found in places.items() if not found]
     if missing and not download:
         raise DataError(
             f"{name}: {', '.join(missing)} missing in {root / name} and in {root}; "
             "place what is missing there or allow the download"
         )
-    paths = []
-    for file, path in found.items():
-        if path is None:
-            path = _download(file, source, root / name)
-        else:
-            _verify(name, file, path)
-        paths.append(path)
-    return paths
+    return [
+        each for file, found in places.items() for each in found or [_download(name, file.offered, source, root / name)]
+    ]
 
 
-def _find(file: PublishedFile, folders: Sequence[Path]) -> Path | None:
-    candidates = (folder / name for folder in folders for name in (file.name, file.unpacked))
-    return next((path for path in candidates if path.exists()), None)
+def _find(name: str, file: PublishedFile, folders: Sequence[Path]) -> list[Found]:
+    """What there is of the file: as offered, or unpacked; nothing if it is absent."""
+    for folder in folders:
+        for forms in ((file.offered,), file.unpacked):
+            absent = [form.name for form in forms if not os.path.exists(folder / form.name)]
+            if len(absent) == len(forms):
+                continue
+            if absent:
+                raise DataError(f"{folder} lacks {', '.join(absent)}; {name} is incomplete, so get it again")
+            return [Found(folder / form.name, form, name, str(folder / form.name)) for form in forms]
+    return []
 
 
-def _verify(name: str, file: PublishedFile, path: Path) -> None:
-    """Compare a file found on this machine with the published one; a difference is the user's to resolve."""
-    if path.name == file.unpacked and file.md5_of == "file":
-        warnings.warn(
-            f"{path} is an unpacked copy, and the published checksum is that of {file.name}: "
-            "only its form is checked, not its contents",
-            stacklevel=4,  # the caller of `load`
-        )
-    elif (found := _checksum(file, path)) != file.md5:
-        raise DataError(
-            f"{path} is not the published {file.name} of {name}: the MD5 of the {file.md5_of} is {found} "
-            f"instead of {file.md5}; it is truncated, changed or of another data set, so move it away and "
-            "get it again (for pictures of your own use folder:PATH)"
-        )
-
-
-def _checksum(file: PublishedFile, path: Path) -> str:
-    if file.md5_of == "contents":
-        with open_contents(path) as stream:
-            return md5(stream)
-    try:
-        with path.open("rb") as stream:
-            return md5(stream)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error})") from error
-
-
-def _download(file: PublishedFile, source: Source, folder: Path) -> Path:
+def _download(name: str, form: Form, source: Source, folder: Path) -> Found:
     """Try the mirrors in turn; the file appears under its name only after its checksum was found right."""
-    try:
+    path = folder / form.name
+    with foreign(f"{folder} cannot be created for the download"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be created for the download ({error.strerror or error})") from error
     failures = []
     for mirror in source.mirrors:
-        url = mirror + file.name
+        url = mirror + form.name
         try:
-            with written_whole(folder / file.name) as temporary:
-                _fetch(url, temporary, file.name)
-                if (found := _checksum(file, temporary)) != file.md5:
-                    raise DataError(f"the MD5 of the {file.md5_of} is {found} instead of {file.md5}")
-            return folder / file.name
+            with written_whole(path) as temporary:
+                _fetch(url, temporary, form.name)
+                Found(temporary, form, name, "what came").read()
+            return Found(path, form, name, str(path))
         except (OSError, DataError) as error:  # what requests raises is an OSError
             failures.append(f"{url} ({textwrap.shorten(str(error), 200)})")
     raise DataError(
-        f"{file.name} could not be downloaded; tried {', '.join(failures) or 'nothing: no mirror is known'}. "
-        f"Or place these files in {folder} by hand: {', '.join(each.name for each in source.files)}"
+        f"{form.name} could not be downloaded; tried {', '.join(failures) or 'nothing: no mirror is known'}. "
+        f"Or place these files in {folder} by hand: {', '.join(each.offered.name for each in source.files)}"
     )
 
 

@@ -23,6 +23,13 @@ class Parameterization(nn.Module, ABC):
     state_shape: torch.Size
     in_features: int
 
+    def forward(self, x: Tensor) -> Tensor:
+        """None: a parameterization says what the problem is, and a layer solves it. Raises InvalidType."""
+        name = type(self).__name__
+        raise InvalidType(
+            f"`{name}` is no layer; call mondeq.EquilibriumLayer(linear)(x), or linear.source(x) for Ux + b"
+        )
+
     @abstractmethod
     def operator(self) -> splitting.Operator:
         """A = I − W as a splitting operator, differentiable in the weights."""
@@ -58,9 +65,10 @@ class Parameterization(nn.Module, ABC):
 
     def weight(self) -> Tensor:
         """W as a dense (n, n) matrix, for study and tests: column j is W eⱼ."""
-        eye = torch.eye(self.state_shape.numel(), dtype=next(self.parameters()).dtype)
-        basis = eye.to(next(self.parameters()).device).reshape(-1, *self.state_shape)
-        return (basis - self.operator().apply(basis)).flatten(1).mT
+        A = self.operator()
+        eye = torch.eye(self.state_shape.numel(), dtype=A.dtype, device=A.device)
+        basis = eye.reshape(-1, *self.state_shape)
+        return (basis - A.apply(basis)).flatten(1).mT
 
 
 class DenseInput(Parameterization):
@@ -107,6 +115,7 @@ class DenseInput(Parameterization):
 class StronglyMonotone(Parameterization):
     """The part that parameterizations with an m of their own share: m fixed, or learned as exp(log_m)."""
 
+    U: nn.Parameter
     log_m: nn.Parameter | None
 
     def _own_m(self, m: float, learn_m: bool) -> None:
@@ -117,13 +126,22 @@ class StronglyMonotone(Parameterization):
     def m(self) -> Tensor:
         """Strong monotonicity of I − W, a scalar tensor."""
         if self.log_m is None:
-            like = next(self.parameters())
-            return torch.tensor(self._fixed_m, dtype=like.dtype, device=like.device)
+            return torch.tensor(self._fixed_m, dtype=self.U.dtype, device=self.U.device)
         return self.log_m.exp()
 
 
-def flat_input(x: Tensor, entries: int, weight: Tensor) -> Tensor:
-    """x (batch, …) as (batch, entries). Raises unless it fits `weight`, in number, dtype and device."""
+def flat_input(x: Tensor, entries: int, weight: Tensor, image_shape: tuple[int, ...] | None = None) -> Tensor:
+    """x (batch, …) as (batch, entries). Raises unless it fits `weight`, in shape, dtype and device.
+
+    image_shape: what a sample must be shaped like where it is not flat; by default any shape will do.
+    """
+    if not isinstance(x, Tensor):
+        raise InvalidType(f"`x` must be a tensor, got {type(x).__name__}; convert it with torch.as_tensor")
+    shapes = f"(batch, {entries})" + ("" if image_shape is None else f" or (batch, {', '.join(map(str, image_shape))})")
+    if x.ndim < 2:
+        raise InvalidArgument(f"`x` must have shape {shapes}, got {tuple(x.shape)}; x[None] makes a batch of one")
+    if image_shape is not None and x.ndim > 2 and tuple(x.shape[1:]) != image_shape:
+        raise InvalidArgument(f"`x` must have shape {shapes}, got {tuple(x.shape)}; are its channels last?")
     x = x.flatten(1)
     if x.shape[1] != entries:
         raise InvalidArgument(f"`x` must have {entries} entries per sample, got {x.shape[1]}")

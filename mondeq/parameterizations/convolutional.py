@@ -6,7 +6,9 @@ padding adds is held at zero by the activation, so that nothing wraps around.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -24,8 +26,6 @@ from splitting.operators.torus import Torus, symbol_rounding
 
 class _Convolutional(StronglyMonotone):
     """The part that both share: U (channels, in_channels, k, k), b (channels), the torus, the border."""
-
-    inside: Tensor
 
     def __init__(self, in_channels: int, channels: int, image_size: int | tuple[int, int], kernel_size: int) -> None:
         super().__init__()
@@ -46,12 +46,15 @@ class _Convolutional(StronglyMonotone):
     def confined(self, activation: splitting.Activation) -> splitting.Activation:
         return splitting.Masked(activation, self.inside)
 
-    def _interior(self, size: tuple[int, int]) -> Tensor:
-        """Boolean (height, width): true but on the border of a torus."""
-        border = self.kernel_size // 2
-        inside = torch.zeros(size, dtype=torch.bool)
-        inside[border : size[0] - border, border : size[1] - border] = True
-        return inside
+    @property
+    @abstractmethod
+    def inside(self) -> Tensor:
+        """Boolean, shaped to multiply states: false on the borders. It is derived from the configuration, and so is no
+        buffer, which could be lost or left without values.
+        """
+
+    def _input(self, x: Tensor) -> Tensor:
+        return flat_input(x, self.in_features, self.U, (self.in_channels, *self.image_size))
 
     def _source_field(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Ux + b as (height · width, channels, batch): one matrix product with the patches of every position."""
@@ -121,14 +124,17 @@ class Conv2d(_Convolutional):
         self.F, self.G = (nn.Parameter(_kernel(channels, channels, kernel_size)) for _ in range(2))
         self.F_scale, self.G_scale = (nn.Parameter(torch.ones(())) if weight_norm else None for _ in range(2))
         self._own_m(m, learn_m)
-        self.register_buffer("inside", self._interior(self.size), persistent=False)
+
+    @property
+    def inside(self) -> Tensor:
+        return _interior(self.size, self.kernel_size // 2, self.U.device)
 
     def operator(self) -> splitting.ConvolutionOperator:
         F, G = _normalised(self.F, self.F_scale), _normalised(self.G, self.G_scale)
         return splitting.ConvolutionOperator(F, G, self.m, self.size)
 
     def source(self, x: Tensor) -> Tensor:
-        field = self._source_field(flat_input(x, self.in_features, self.U), self.U, self.b)
+        field = self._source_field(self._input(x), self.U, self.b)
         return field.view(*self.size, self.channels, -1).permute(3, 2, 0, 1)
 
     def extra_repr(self) -> str:
@@ -176,8 +182,10 @@ class MultiscaleConv2d(_Convolutional):
         self.F_scale, self.G_scale = (nn.Parameter(torch.ones(tiers)) if weight_norm else None for _ in range(2))
         self.D_scale = nn.Parameter(torch.ones(tiers - 1)) if weight_norm else None
         self._own_m(m, learn_m)
-        masks = [self._interior(size).expand(1, c, -1, -1) for c, size in zip(channels, self.layout.sizes, strict=True)]
-        self.register_buffer("inside", self.layout.state(masks)[0].contiguous(), persistent=False)
+
+    @property
+    def inside(self) -> Tensor:
+        return _interior_of_tiers(self.layout, self.kernel_size // 2, self.U.device)
 
     def operator(self) -> splitting.MultiscaleOperator:
         F, G, D = (
@@ -187,13 +195,30 @@ class MultiscaleConv2d(_Convolutional):
         return splitting.MultiscaleOperator(F, G, D, self.m, self.layout.sizes)
 
     def source(self, x: Tensor) -> Tensor:
-        x = flat_input(x, self.in_features, self.U)
-        field = self._source_field(x, self.U, self.b).view(*self.size, self.channels[0], -1)
+        field = self._source_field(self._input(x), self.U, self.b).view(*self.size, self.channels[0], -1)
         rows = self.layout.field(0, field).flatten(0, 2)
         return functional.pad(rows, (0, 0, 0, self.state_shape[0] - len(rows))).mT
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, channels={self.channels}"
+
+
+@lru_cache(maxsize=64)
+def _interior(size: tuple[int, int], border: int, device: torch.device) -> Tensor:
+    """Boolean (height, width): true but on the border of a torus."""
+    with torch.inference_mode(False):
+        inside = torch.zeros(size, dtype=torch.bool, device=device)
+        inside[border : size[0] - border, border : size[1] - border] = True
+        return inside
+
+
+@lru_cache(maxsize=64)
+def _interior_of_tiers(layout: Layout, border: int, device: torch.device) -> Tensor:
+    """That of every tier, as a state."""
+    with torch.inference_mode(False):
+        masks = [_interior(size, border, device) for size in layout.sizes]
+        images = [mask.expand(1, c, -1, -1) for mask, c in zip(masks, layout.channels, strict=True)]
+        return layout.state(images)[0].contiguous()
 
 
 def _kernel(out_channels: int, in_channels: int, size: int) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 import splitting
 from mondeq.parameterizations.base import DenseInput, StronglyMonotone
 from splitting import verified
+from splitting.context import full_precision, is_recorded
 
 
 class Dense(DenseInput, StronglyMonotone):
@@ -42,9 +43,18 @@ class GramSkewOperator(splitting.DenseOperator):
     def __init__(self, F: Tensor, G: Tensor, m: Tensor) -> None:
         self._setup((F, G, m), F.shape[1], None)
 
+    @property
+    def matrix(self) -> Tensor:
+        return self._matrix.clone()
+
+    @property
+    def _matrix(self) -> Tensor:
+        return self._assemble() if is_recorded(*self.tensors) else self._cached("matrix", self._assemble)
+
     def _assemble(self) -> Tensor:
         F, G, m = self.tensors
-        return torch.addmm(G - G.mT, F.mT, F) + torch.diag_embed(m.expand(len(G)))
+        with full_precision(F.device):
+            return torch.addmm(G - G.mT, F.mT, F) + torch.diag_embed(m.expand(len(G)))
 
     @property
     def strong_monotonicity(self) -> float:
@@ -53,7 +63,10 @@ class GramSkewOperator(splitting.DenseOperator):
         def bound() -> float:
             F, G, m = self.tensors
             entries = float(F.double().square().sum() + 2 * G.double().norm() + m)
-            by_construction = verified.round_down(float(m) - verified.gamma(len(F) + 4, self.dtype) * entries)
+            # Products below the normal numbers may vanish, whatever their size is relative to A.
+            vanished = 4 * (len(F) + 4) * len(G) * torch.finfo(self.dtype).tiny
+            by_construction = float(m) - verified.gamma(len(F) + 4, self.dtype) * entries - vanished
+            by_construction = verified.round_down(by_construction)
             return (
                 by_construction
                 if by_construction > 0.99 * float(m)

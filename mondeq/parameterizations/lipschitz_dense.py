@@ -6,10 +6,12 @@ W = I − Ψ(W_oᵀW_o/(2γ) + Ψ⁻¹UUᵀΨ⁻¹/(2γ) + VᵀV + εI + Sᵀ �
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 import splitting
-from mondeq.parameterizations.base import DenseInput, check_count, check_positive
+from mondeq.parameterizations.base import DenseInput, check_count, check_positive, flat_input
+from splitting.context import full_precision
 
 
 class LipschitzDense(DenseInput):
@@ -35,7 +37,17 @@ class LipschitzDense(DenseInput):
         self.S = nn.Parameter(torch.empty(features, features).uniform_(-scale, scale))
         self.log_metric = nn.Parameter(torch.zeros(features))
 
+    def source(self, x: Tensor) -> Tensor:
+        # The read-out's bias has no part in z. Its gradient is 0 rather than none, since data-parallel training of a
+        # layer alone waits for one of every weight.
+        bias = self.b + 0 * self.b_o.sum()
+        return functional.linear(flat_input(x, self.in_features, self.U), self.U, bias)
+
     def operator(self) -> splitting.DenseOperator:
+        with full_precision(self.U.device):
+            return self._assemble()
+
+    def _assemble(self) -> splitting.DenseOperator:
         metric = self.log_metric.exp()
         scaled = metric[:, None] * self.U
         gram = self.W_o.mT @ self.W_o + scaled @ scaled.mT

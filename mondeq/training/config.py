@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
+from mondeq import values
 from mondeq.errors import ConfigError
 
 OPTIMIZERS = ("adam", "adamw")
@@ -15,7 +18,8 @@ SCHEDULES = ("one-cycle", "step", "constant")
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """One training run. Raises ConfigError for a value outside its range.
+    """One training run. Numbers of numpy and torch become Python's. Raises ConfigError for any other kind of value and
+    for one outside its range, so that nothing that is accepted here fails later.
 
     data: a data set's name. epochs, batch_size: batch_size is over all processes together. optimizer, lr,
     weight_decay: lr is the peak of the schedule. schedule: "one-cycle" rises over the first 30 % and falls to 0 by
@@ -43,20 +47,42 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require("data", self.data, isinstance(self.data, str), "the name of a data set")
+        self._keep("data", self.data if is_file_name(self.data) else None, "the name of a data set")
+        for name, names in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            value = getattr(self, name)
+            self._keep(name, value if isinstance(value, str) and value in names else None, f"one of {', '.join(names)}")
         for name in ("epochs", "batch_size", "decay_every"):
-            value = getattr(self, name)
-            _require(name, value, isinstance(value, int) and value >= 1, "an integer ≥ 1")
+            self._keep_whole(name, 1)
         for name in ("shift", "seed"):
-            value = getattr(self, name)
-            _require(name, value, isinstance(value, int) and value >= 0, "an integer ≥ 0")
+            self._keep_whole(name, 0)
         for name in ("lr", "logit_scale"):
-            _require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "a finite number > 0")
+            self._keep_real(name, lambda value: 0 < value < math.inf, "a finite number > 0")
         for name in ("weight_decay", "clip", "radius"):
-            _require(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "a finite number ≥ 0")
-        _require("ramp", self.ramp, 0 <= self.ramp <= 1, "in [0, 1]")
-        _require("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
-        _require("schedule", self.schedule, self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+            self._keep_real(name, lambda value: 0 <= value < math.inf, "a finite number ≥ 0")
+        self._keep_real("ramp", lambda value: 0 <= value <= 1, "in [0, 1]")
+        self._keep("flip", values.truth(self.flip), "true or false")
+
+    def _keep_whole(self, name: str, least: int) -> None:
+        value = values.whole(getattr(self, name))
+        # torch takes no larger ones, as a seed or anywhere.
+        largest = 2**63 - 1
+        needed = f"an integer ≥ {least}" if value is None or value <= largest else "an integer < 2^63"
+        self._keep(name, value if value is not None and least <= value <= largest else None, needed)
+
+    def _keep_real(self, name: str, inside: Callable[[float], bool], needed: str) -> None:
+        value = values.real(getattr(self, name))
+        self._keep(name, value if value is not None and inside(value) else None, needed)
+
+    def _keep(self, name: str, value: object, needed: str) -> None:
+        """Store what the setting is as a plain value; None is what is not as needed."""
+        if value is None:
+            raise ConfigError(f"`{name}` must be {needed}, got {values.shown(getattr(self, name))}")
+        object.__setattr__(self, name, value)
+
+    def check_images(self, height: int, width: int) -> None:
+        """Raises ConfigError unless `shift` leaves something of images of this size to be seen."""
+        if self.shift >= min(height, width):
+            raise ConfigError(f"`shift` must be less than the side of images of {height}×{width}, got {self.shift}")
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of the step'th step (from 0): a function of nothing else, so that runs resume exactly."""
@@ -76,16 +102,26 @@ class TrainingConfig:
         return self.radius if step >= rise else self.radius * step / rise
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ConfigError(f"unknown or missing training settings: {error}") from None
+    def from_dict(cls, settings: dict[str, Any]) -> TrainingConfig:
+        """A configuration read back from JSON. Unknown, missing and mistyped entries are errors."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        wrong = sorted(set(settings) - known) or sorted({"data"} - set(settings))
+        if wrong:
+            raise ConfigError(
+                f"unknown or missing training settings: {', '.join(wrong)}; known are {', '.join(sorted(known))}"
+            )
+        return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
-def _require(name: str, value: object, holds: bool, needed: str) -> None:
-    if not holds:
-        raise ConfigError(f"`{name}` must be {needed}, got {value!r}")
+def is_file_name(value: object) -> TypeGuard[str]:
+    """Whether a path can be made of `value`: not of NUL, nor of half a surrogate pair."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        return False
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -56,6 +56,7 @@ class Trainer:
             folder,
             device,
         )
+        config.check_images(*dataset.train.images.shape[2:])
         self.on_epoch = on_epoch
         self.history: list[Epoch] = []
         self.generator = torch.Generator().manual_seed(config.seed)

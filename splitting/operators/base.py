@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from splitting.context import full_precision
+from splitting.derived import Derived
 from splitting.errors import InvalidArgument
 
 T = TypeVar("T")
@@ -42,14 +44,27 @@ class Resolvent(ABC):
 class Operator(ABC):
     """A linear map A on states, strongly monotone in its metric.
 
-    `tensors` are what A is made of and what gradients flow to; everything derived from them (assembled matrices,
-    resolvents, bounds) is computed on demand and kept in a cache that `rebind` and `adjoint` share.
+    tensors: what A is made of and what gradients flow to. state_shape: of one state. metric: the diagonal of Λ, shaped
+    to multiply states, or None for Λ = I. strong_monotonicity: m where it is known by construction of these values.
+    A is always that of the values that its tensors have now. What is derived from them (assembled matrices, resolvents,
+    bounds) is computed on demand and kept until a value changes; `frozen` makes that comparison once for a computation.
     """
 
-    state_shape: torch.Size
-    metric: Tensor | None
-    tensors: tuple[Tensor, ...]
-    _cache: dict[Any, Any]
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        state_shape: Sequence[int],
+        *,
+        metric: Tensor | None = None,
+        strong_monotonicity: float | None = None,
+    ) -> None:
+        self.tensors = tuple(tensors)
+        self.state_shape = torch.Size(state_shape)
+        self.metric = None if metric is None else metric.detach()
+        self._derived: Derived | None = None
+        self._is_frozen = False
+        if strong_monotonicity is not None:
+            self._results["strong_monotonicity"] = float(strong_monotonicity)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -112,18 +127,34 @@ class Operator(ABC):
     def double(self) -> Operator:
         """The same numbers in float64."""
 
+    def frozen(self) -> Self:
+        """This operator for a computation during which its tensors keep their values, which are compared only now."""
+        return self if self._is_frozen else self.rebind(*self.tensors)
+
     def rebind(self, *tensors: Tensor) -> Self:
-        """This operator on other handles of the *same values*: the cache is shared, gradients flow to `tensors`."""
+        """This operator on other handles of the *same values*: results are shared, gradients flow to `tensors`.
+
+        Like `frozen`, it relies on them to keep their values.
+        """
         twin = self.replace(*tensors)
-        twin._cache = self._cache
+        twin._derived, twin._is_frozen = self._current(), True
         return twin
 
-    def replace(self, *tensors: Tensor) -> Self:
-        """The operator of this kind made of new values."""
+    def snapshot(self) -> Self:
+        """This operator on copies of its values, which no change of its own tensors reaches."""
+        current = self._current()
+        metric = None if self.metric is None else current.values[-1]
+        twin = self.replace(*current.values[: len(self.tensors)], metric=metric)
+        twin._derived, twin._is_frozen = current, True
+        return twin
+
+    def replace(self, *tensors: Tensor, metric: Tensor | None = None) -> Self:
+        """The operator of this kind made of new values, with the same metric unless another is given."""
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin.tensors = tensors
-        twin._cache = {}
+        twin.metric = self.metric if metric is None else metric.detach()
+        twin._derived, twin._is_frozen = None, False
         return twin
 
     @abstractmethod
@@ -132,9 +163,9 @@ class Operator(ABC):
 
     @property
     def root_metric(self) -> Tensor | None:
-        """The diagonal of Λ^½, or None for Λ = I."""
+        """The diagonal of Λ^½ in the operator's dtype, or None for Λ = I."""
         metric = self.metric
-        return None if metric is None else self._cached("root_metric", metric.sqrt)
+        return None if metric is None else self._cached("root_metric", lambda: metric.double().sqrt().to(self.dtype))
 
     def norm(self, z: Tensor) -> Tensor:
         """‖z‖_Λ of each sample of z (batch, *state_shape)."""
@@ -151,14 +182,30 @@ class Operator(ABC):
                 f"`operator` has ‖A‖_F = {size}: A holds NaN or inf or overflows {self.dtype}, or its metric is not "
                 "positive; check the weights, use float64 or rescale"
             )
-        return math.sqrt(max(self.state_shape.numel(), 1)) / max(size, torch.finfo(torch.float32).tiny)
+        # For A = 0 any step will do; otherwise one that the dtype can hold.
+        largest = torch.finfo(self.dtype).max / 1024
+        return min(math.sqrt(max(self.state_shape.numel(), 1)) / size, largest) if size else 1.0
+
+    def _current(self) -> Derived:
+        """What belongs to the present values: a new, empty one if they have changed."""
+        if self._derived is not None and self._is_frozen:
+            return self._derived
+        tensors = self.tensors if self.metric is None else (*self.tensors, self.metric)
+        if self._derived is None or not self._derived.fits(tensors):
+            self._derived = Derived(tensors)
+        return self._derived
+
+    @property
+    def _results(self) -> dict[Any, Any]:
+        return self._current().results
 
     def _cached(self, key: object, compute: Callable[[], T]) -> T:
-        """`compute()`, once per set of values, without a graph."""
-        if key not in self._cache:
-            with torch.inference_mode(False), torch.no_grad():
-                self._cache[key] = compute()
-        value: T = self._cache[key]
+        """`compute()`, once per set of values, without a graph and in full precision."""
+        results = self._results
+        if key not in results:
+            with torch.inference_mode(False), torch.no_grad(), full_precision(self.device):
+                results[key] = compute()
+        value: T = results[key]
         return value
 
 
@@ -171,16 +218,20 @@ class AdjointView(Operator):
     def __init__(self, base: Operator) -> None:
         self.base = base
         self.state_shape = base.state_shape
-        self.metric = None if base.metric is None else base.metric.reciprocal()
+        # In float64, in which the reciprocal is that of the metric to a rounding that all bounds have room for.
+        self.metric = None if base.metric is None else base.metric.double().reciprocal()
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]  # a view has no tensors of its own
         return self.base.tensors
 
+    def _current(self) -> Derived:
+        return self.base._current()
+
     @property
-    def _cache(self) -> dict[Any, Any]:  # type: ignore[override]  # nor a cache
-        cache: dict[Any, Any] = self.base._cache.setdefault("adjoint", {})
-        return cache
+    def _results(self) -> dict[Any, Any]:
+        results: dict[Any, Any] = self.base._results.setdefault("adjoint", {})
+        return results
 
     @property
     def adjoint(self) -> Operator:
@@ -223,24 +274,17 @@ class AdjointView(Operator):
     def double(self) -> Operator:
         return self.base.double().adjoint
 
+    def frozen(self) -> Self:
+        return type(self)(self.base.frozen())
+
     def rebind(self, *tensors: Tensor) -> Self:
         return type(self)(self.base.rebind(*tensors))
 
-    def replace(self, *tensors: Tensor) -> Self:
-        return type(self)(self.base.replace(*tensors))
+    def snapshot(self) -> Self:
+        return type(self)(self.base.snapshot())
+
+    def replace(self, *tensors: Tensor, metric: Tensor | None = None) -> Self:
+        return type(self)(self.base.replace(*tensors, metric=None if metric is None else metric.reciprocal()))
 
     def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
         return self.base.pairing_gradient(z, q)
-
-
-def is_transformed(tensor: Tensor) -> bool:
-    """Whether a torch.func transform is at work on `tensor`: then it may have no values, and must not be cached."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-
-
-def is_recorded(*tensors: Tensor) -> bool:
-    """Whether derivatives of what is computed from `tensors` may be asked for: then it must not come from a cache."""
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return True
-    # A tangent of torch.autograd.forward_ad may be on any tensor while a level is open.
-    return torch.autograd.forward_ad._current_level >= 0 or any(map(is_transformed, tensors))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from splitting import verified
+from splitting import norms, verified
+from splitting.context import full_precision
 from splitting.errors import InvalidArgument, InvalidType
-from splitting.operators.base import AdjointView, Operator, Resolvent, is_recorded
+from splitting.operators.base import AdjointView, Operator, Resolvent
 from splitting.operators.inverse import block_inverse, verify_inverse
 
 
@@ -27,42 +28,40 @@ class DenseOperator(Operator):
             raise InvalidType(f"`matrix` must be a tensor, got {type(matrix).__name__}")
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise InvalidArgument(f"`matrix` must be square (n, n), got shape {tuple(matrix.shape)}")
-        self._setup((matrix,), matrix.shape[0], metric)
-        if strong_monotonicity is not None:
-            self._cache["strong_monotonicity"] = float(strong_monotonicity)
+        self._setup((matrix,), matrix.shape[0], metric, strong_monotonicity)
 
-    def _setup(self, tensors: tuple[Tensor, ...], n: int, metric: Tensor | None) -> None:
+    def _setup(
+        self, tensors: tuple[Tensor, ...], n: int, metric: Tensor | None, strong_monotonicity: float | None = None
+    ) -> None:
         for tensor in tensors:
             if tensor.dtype not in (torch.float32, torch.float64):
                 raise InvalidType(
                     f"`matrix`, or what it is made of, must be float32 or float64, got {tensor.dtype}; convert it"
                 )
-        self.tensors = tensors
-        self.state_shape = torch.Size((n,))
-        if metric is not None:
-            if metric.shape != self.state_shape:
-                raise InvalidArgument(f"`metric` must have shape ({n},), the diagonal of Λ, got {tuple(metric.shape)}")
-            metric = metric.detach()
-        self.metric = metric
-        self._cache = {}
+        if metric is not None and metric.shape != (n,):
+            raise InvalidArgument(f"`metric` must have shape ({n},), the diagonal of Λ, got {tuple(metric.shape)}")
+        Operator.__init__(self, tensors, (n,), metric=metric, strong_monotonicity=strong_monotonicity)
 
     @property
     def matrix(self) -> Tensor:
         """A as an (n, n) tensor, differentiable in `tensors` where derivatives are being recorded."""
-        return self._assemble() if is_recorded(*self.tensors) else self._cached("matrix", self._assemble)
+        return self._matrix
 
-    def _assemble(self) -> Tensor:
+    @property
+    def _matrix(self) -> Tensor:
+        """A, not to be changed."""
         return self.tensors[0]
 
     def apply(self, z: Tensor) -> Tensor:
-        return z @ self.matrix.mT
+        with full_precision(z.device):
+            return z @ self._matrix.mT
 
     @property
     def adjoint(self) -> DenseOperator:
         return _Transposed(self)
 
     def resolvent(self, alpha: float) -> Resolvent:
-        return self._cached(("resolvent", alpha), lambda: _invert(self.matrix.detach(), alpha))
+        return self._cached(("resolvent", alpha), lambda: _invert(self._matrix.detach(), alpha))
 
     @property
     def strong_monotonicity(self) -> float:
@@ -84,29 +83,30 @@ class DenseOperator(Operator):
 
     @property
     def frobenius(self) -> float:
-        return self._cached("frobenius", lambda: float(torch.linalg.matrix_norm(_scale(self.matrix, self.metric))))
+        return self._cached("frobenius", lambda: norms.frobenius(_scale(self._matrix, self.metric)))
 
     def rounding(self, z: Tensor) -> Tensor:
-        gamma = verified.gamma(z.shape[1] + 2, self.dtype)
-        return (
-            gamma
-            * (1 + 1e-6)
-            * self.frobenius
-            * verified.vector_norm(z if self.root_metric is None else z * self.root_metric)
-        )
+        gamma = verified.gamma(z.shape[1] + 2, self.dtype) * (1 + 1e-6)
+        size = verified.vector_norm(z if self.root_metric is None else z * self.root_metric)
+        return gamma * self.frobenius * size + self._cached("underflow", self._underflow)
+
+    def _underflow(self) -> float:
+        """Upper bound on ‖·‖_Λ of what products below the normal numbers of the dtype may add to the rounding."""
+        n, root = self.state_shape[0], self.root_metric
+        largest = 1.0 if root is None or n == 0 else float(root.amax())
+        return 4 * n**1.5 * torch.finfo(self.dtype).tiny * (1 + largest)
 
     def double(self) -> DenseOperator:
         def convert() -> DenseOperator:
             metric = None if self.metric is None else self.metric.double()
-            twin = DenseOperator(self.matrix.detach().double(), metric=metric)
-            # Both are proved in float64 already; ‖A‖_F may have overflowed here and not there.
-            for key in ("strong_monotonicity", "lipschitz"):
-                if key in self._cache:
-                    twin._cache[key] = self._cache[key]
-            twin._cache.setdefault("strong_monotonicity", self.strong_monotonicity)
+            matrix = self._matrix.detach().double()
+            twin = DenseOperator(matrix, metric=metric, strong_monotonicity=self.strong_monotonicity)
+            # It is proved in float64 already.
+            if "lipschitz" in self._results:
+                twin._results["lipschitz"] = self.lipschitz
             return twin
 
-        return self._cached("double", convert)
+        return self if self.dtype == torch.float64 else self._cached("double", convert)
 
     def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
         return (q.mT @ z,)
@@ -114,7 +114,7 @@ class DenseOperator(Operator):
     def _scaled(self) -> Tensor:
         """Λ^½ A Λ^-½ in float64; each entry is off by at most four roundings."""
         metric = None if self.metric is None else self.metric.double()
-        return _scale(self.matrix.detach().double(), metric)
+        return _scale(self._matrix.detach().double(), metric)
 
 
 class _Transposed(AdjointView, DenseOperator):
@@ -125,6 +125,10 @@ class _Transposed(AdjointView, DenseOperator):
     @property
     def matrix(self) -> Tensor:
         return self.base.matrix.mT
+
+    @property
+    def _matrix(self) -> Tensor:
+        return self.base._matrix.mT
 
     @property
     def adjoint(self) -> DenseOperator:
@@ -146,10 +150,12 @@ class _DenseResolvent(Resolvent):
         self.cayley.diagonal().sub_(1)
 
     def __call__(self, v: Tensor) -> Tensor:
-        return v @ self.inverse.mT
+        with full_precision(v.device):
+            return v @ self.inverse.mT
 
     def reflect(self, v: Tensor, memory: Tensor | None = None) -> Tensor:
-        return torch.mm(v, self.cayley.mT, out=memory)
+        # Autocast leaves alone what is written to given memory.
+        return torch.mm(v, self.cayley.mT, out=torch.empty_like(v) if memory is None else memory)
 
     @property
     def adjoint(self) -> Resolvent:
@@ -170,5 +176,5 @@ def _invert(matrix: Tensor, alpha: float) -> _DenseResolvent:
 def _scale(matrix: Tensor, metric: Tensor | None) -> Tensor:
     if metric is None:
         return matrix
-    root = metric.sqrt()
+    root = metric.double().sqrt().to(matrix.dtype)
     return root[:, None] * matrix / root

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from splitting import verified
+from splitting.context import full_precision, is_recorded
 from splitting.errors import InvalidType
-from splitting.operators.base import AdjointView, Operator, Resolvent, is_recorded
+from splitting.operators.base import AdjointView, Operator, Resolvent
 from splitting.operators.kernels import (
     autocorrelation_gradient,
     block_kernel,
@@ -87,8 +88,6 @@ class MultiscaleOperator(Operator):
     pixels of equal parity. Raises InvalidArgument, InvalidType.
     """
 
-    metric = None
-
     def __init__(
         self,
         F: Sequence[Tensor],
@@ -100,10 +99,8 @@ class MultiscaleOperator(Operator):
         check_kernels(F, G, D, sizes)
         m = scalar(m, F[0])
         channels = tuple(kernel.shape[1] for kernel in F)
-        self.tensors = (m, *F, *G, *D)
         self._layout = Layout(tuple((int(h), int(w)) for h, w in sizes), channels)
-        self.state_shape = torch.Size((sum(self._layout.entries),))
-        self._cache = {}
+        super().__init__((m, *F, *G, *D), (sum(self._layout.entries),))
 
     def tiers(self, z: Tensor) -> list[Tensor]:
         """The tiers of states z as images (batch, channels, height, width)."""
@@ -122,6 +119,10 @@ class MultiscaleOperator(Operator):
         return self._multiply([s.mT for s in symbols.stacked_A], symbols.links(up=True), z)
 
     def _multiply(self, diagonal: Spectra, links: list[_Link], z: Tensor) -> Tensor:
+        with full_precision(z.device):
+            return self._multiply_exactly(diagonal, links, z)
+
+    def _multiply_exactly(self, diagonal: Spectra, links: list[_Link], z: Tensor) -> Tensor:
         spectra = self._analyse(z)
         pairs = zip(diagonal, spectra, strict=True)
         images = [_product(f"image {i}", symbol, x) for i, (symbol, x) in enumerate(pairs)]
@@ -227,10 +228,15 @@ class MultiscaleOperator(Operator):
         return samples
 
     def rounding(self, z: Tensor) -> Tensor:
-        return self._cached("rounding", self._relative_rounding) * verified.vector_norm(z)
+        relative, absolute = self._cached("rounding", self._rounding)
+        return relative * verified.vector_norm(z) + absolute
 
-    def _relative_rounding(self) -> float:
-        """‖fl(A z) − A z‖ ≤ this · ‖z‖: the errors of transforms, products and symbols, each times what follows."""
+    def _rounding(self) -> tuple[float, float]:
+        """(a, b) with ‖fl(A z) − A z‖ ≤ a‖z‖ + b.
+
+        a: the errors of transforms, products and symbols, each times what follows. b: what products below the normal
+        numbers of the dtype may add.
+        """
         sizes = self._kernel_sizes()
         norms = 0.0
         for i, (f, g, d) in enumerate(sizes):
@@ -242,7 +248,8 @@ class MultiscaleOperator(Operator):
             for t, whole, c in zip(self._layout.toruses, self._layout.wholes, self._layout.channels, strict=True)
         )
         symbol = sum(self._symbol_errors(self.dtype)) + 2 * norms * self._symbol_rounding(self.dtype)
-        return verified.round_up(10 * norms * per_pass + 4 * symbol)
+        absolute = 64 * self.state_shape.numel() ** 1.5 * torch.finfo(self.dtype).tiny * (1 + norms)
+        return verified.round_up(10 * norms * per_pass + 4 * symbol), verified.round_up(absolute)
 
     def _kernel_sizes(self) -> list[tuple[float, float, float]]:
         """Upper bounds, per tier, on the 2-norm of the entrywise modulus of the symbols of F, G and D (0 for none)."""
@@ -452,6 +459,10 @@ class _Substitution(Resolvent):
         return self.reflect(v).add_(v).mul_(0.5)
 
     def reflect(self, v: Tensor, memory: Tensor | None = None) -> Tensor:
+        with full_precision(v.device):
+            return self._substitute(v, memory)
+
+    def _substitute(self, v: Tensor, memory: Tensor | None) -> Tensor:
         layout = self.layout
         flat = layout.flat(v)
         result = layout.memory(flat, memory)

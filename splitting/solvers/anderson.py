@@ -66,6 +66,7 @@ class _Memory(NamedTuple):
 class _Anderson(Iteration):
     def __init__(self, inner: Iteration, operator: Operator, memory: int) -> None:
         self.inner, self.operator, self.memory = inner, operator, memory
+        self.rounding = inner.rounding
 
     def init(self, guess: Tensor | None) -> _Memory:
         x = self.inner.init(guess)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from splitting.inclusion import Inclusion
-from splitting.solvers.base import Iteration, State, SteppedSolver, require_below, require_monotone
+from splitting.solvers.base import Iteration, State, SteppedSolver, hidden_share, require_below, require_monotone
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,15 @@ class ForwardBackward(SteppedSolver):
 class _ForwardBackward(Iteration):
     def __init__(self, problem: Inclusion, alpha: float) -> None:
         self.problem, self.alpha = problem, alpha
+        self.prox = problem.prox.prox_at(alpha)
         self.rate = problem.operator.distance_bound(1 / alpha)
+        self.rounding = hidden_share(problem.operator, 1 / (alpha * problem.operator.norm_bound))
 
     def init(self, guess: Tensor | None) -> Tensor:
         return self.problem.prox(self.problem.source) if guess is None else guess
 
     def step(self, carry: Tensor) -> State:
         v = carry - self.alpha * (self.problem.operator.apply(carry) - self.problem.source)
-        z = self.problem.prox.prox(v, self.alpha)
+        z = self.prox(v, None)
         # r = A z − c + (v − z)/α = (A − I/α)(z − carry)
         return State(z, z, self.rate * self.problem.operator.norm(z - carry))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from splitting.inclusion import Inclusion
-from splitting.solvers.base import Iteration, State, SteppedSolver, require_below, require_monotone
+from splitting.solvers.base import Iteration, State, SteppedSolver, hidden_share, require_below, require_monotone
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class ForwardBackwardForward(SteppedSolver):
 class _ForwardBackwardForward(Iteration):
     def __init__(self, problem: Inclusion, alpha: float) -> None:
         self.problem, self.alpha = problem, alpha
+        self.prox = problem.prox.prox_at(alpha)
+        self.rounding = hidden_share(problem.operator, 1 / (alpha * problem.operator.norm_bound))
 
     def init(self, guess: Tensor | None) -> Tensor:
         return self.problem.prox(self.problem.source) if guess is None else guess
@@ -35,7 +37,7 @@ class _ForwardBackwardForward(Iteration):
     def step(self, carry: Tensor) -> State:
         operator, alpha = self.problem.operator, self.alpha
         forward = operator.apply(carry)
-        y = self.problem.prox.prox(carry - alpha * (forward - self.problem.source), alpha)
+        y = self.prox(carry - alpha * (forward - self.problem.source), None)
         change = operator.apply(y) - forward
         # r = A y − c + s with s = (carry − y)/α − (A carry − c)
         gap = operator.norm(change + (carry - y) / alpha)

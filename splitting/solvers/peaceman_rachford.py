@@ -15,7 +15,7 @@ from torch import Tensor
 from splitting.inclusion import Inclusion
 from splitting.operators import Operator
 from splitting.scratch import recycled
-from splitting.solvers.base import Iteration, State, SteppedSolver
+from splitting.solvers.base import Iteration, State, SteppedSolver, hidden_share
 from splitting.steps import best_step
 
 
@@ -53,24 +53,28 @@ class _PeacemanRachford(Iteration):
 
     def __init__(self, problem: Inclusion, alpha: float) -> None:
         self.problem, self.alpha = problem, alpha
+        self.prox = problem.prox.prox_at(alpha)
         self.resolvent = problem.operator.resolvent(alpha)
         source = problem.operator.arranged(problem.source)
         self.shift = torch.mul(source, alpha, out=recycled(source))
         # r = (A − I/α)(z⁺ − Vs) and z⁺ − Vs = (s⁺ − s)/2
         self.rate = problem.operator.distance_bound(1 / alpha) / 2
+        # ‖s‖ ≤ ‖z‖ + α(‖A‖ ‖z‖ + ‖c‖), and a change of s counts (‖A‖ + 1/α)/2 times.
+        length = alpha * problem.operator.norm_bound
+        self.rounding = hidden_share(problem.operator, length + 1 / length)
         self.z, self.spare = recycled(source), recycled(source)
 
     def init(self, guess: Tensor | None) -> Tensor:
         if guess is None:
             # Where A = I/α, the solution is prox_{αf}(αc), with u = αc and s = 2z.
-            return self.problem.prox.prox(self.shift, self.alpha, recycled(self.shift)).mul_(2)
+            return self.prox(self.shift, recycled(self.shift)).mul_(2)
         # u = z + α(c − Az), so s = z + αAz.
         return torch.add(guess, self.problem.operator.apply(guess), alpha=self.alpha)
 
     def step(self, carry: Tensor) -> State:
         p = self.resolvent.reflect(carry, self.spare)
         u = torch.add(p, self.shift, out=self.z)
-        z = self.problem.prox.prox(u, self.alpha, out=u)
+        z = self.prox(u, u)
         following = torch.lerp(p, z, 2.0, out=p)
         self.spare = carry.sub_(following)
         return State(following, z, self.rate * self.problem.operator.norm(self.spare))
@@ -81,6 +85,7 @@ class _Averaged(Iteration):
 
     def __init__(self, inner: Iteration) -> None:
         self.inner = inner
+        self.rounding = inner.rounding
 
     def init(self, guess: Tensor | None) -> Tensor:
         return self.inner.init(guess)

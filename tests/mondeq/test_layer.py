@@ -45,7 +45,7 @@ def gradients(layer: mondeq.EquilibriumLayer, x: Tensor) -> dict[str, Tensor]:
     x = x.clone().requires_grad_()
     z = layer(x)
     loss = (z * torch.linspace(1, 2, z.numel(), dtype=z.dtype).reshape(z.shape)).square().sum()
-    named = {n: p for n, p in layer.named_parameters() if not n.endswith(("W_o", "b_o")) or p.requires_grad}
+    named = {n: p for n, p in layer.named_parameters() if not n.endswith("b_o")}  # it has no part in z
     grads = torch.autograd.grad(loss, [x, *named.values()], allow_unused=True)
     return {n: g for n, g in zip(["x", *named], grads, strict=True) if g is not None}
 

@@ -188,13 +188,11 @@ def test_a_source_that_is_not_finite(solver: str, bad: float) -> None:
     assert torch.isinf(solution.error_bound).tolist() == [False, False, True, False, False]
 
 
-@pytest.mark.parametrize(("weight", "size"), [(1e30, 1e30), (1.0, 1e25)], ids=["A z overflows", "the norm of c does"])
-def test_overflow_is_not_blamed_on_the_source(weight: float, size: float) -> None:
-    """Numbers that fit float32 but whose products do not: no convergence is claimed, and the source is not accused."""
-    A = splitting.DenseOperator(weight * torch.eye(2))
-    problem = splitting.Inclusion(A, torch.full((1, 2), size), splitting.ReLU())
-    solver = splitting.PeacemanRachford(1.0)
-    solution = splitting.solve(problem, solver, initial=torch.full((1, 2), 1e10), on_failure="return")
+def test_overflow_is_not_blamed_on_the_source() -> None:
+    """A solution that float32 cannot hold: no convergence is claimed, and the source is not accused."""
+    A = splitting.DenseOperator(1e-20 * torch.eye(2))
+    problem = splitting.Inclusion(A, torch.full((1, 2), 1e20), splitting.ReLU())
+    solution = splitting.solve(problem, on_failure="return")
     assert solution.status.outcome is Outcome.NON_FINITE
     assert "overflows this dtype" in solution.status.text
 

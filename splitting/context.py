@@ -1,0 +1,64 @@
+"""What surrounds a computation and changes what it may do: recorded derivatives, transforms, autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def uncompiled(function: F) -> F:
+    """`function` as it is, also inside `torch.compile`: values decide how long a solve runs.
+
+    That is `torch.compiler.disable`, whose public name imports the compiler at once, which takes a second.
+    """
+    disable = getattr(torch, "_disable_dynamo", None) or torch.compiler.disable
+    return cast(F, disable(function))
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a torch.func transform is at work on `tensor`: then it may have no values, and must not be cached."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def is_recorded(*tensors: Tensor) -> bool:
+    """Whether derivatives of what is computed from `tensors` may be asked for: then it must not come from a cache."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return True
+    # A tangent of torch.autograd.forward_ad may be on any tensor while a level is open.
+    return torch.autograd.forward_ad._current_level >= 0 or any(map(is_transformed, tensors))
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def in_full_precision(function: Callable[P, T]) -> Callable[P, T]:
+    """`function` in the `full_precision` of every device that autocast may be on."""
+
+    @wraps(function)
+    def exact(*args: P.args, **kwargs: P.kwargs) -> T:
+        with full_precision(torch.device("cpu")), full_precision(torch.device("cuda")):
+            return function(*args, **kwargs)
+
+    return exact
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products in the dtype of their factors on `device`, also inside `torch.autocast`.
+
+    What is claimed of an operator is claimed of its own dtype, and no tolerance worth asking for survives half
+    precision.
+    """
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        with torch.autocast(device.type, enabled=False):
+            yield
+    else:
+        yield
