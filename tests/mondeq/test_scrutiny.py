@@ -58,6 +58,35 @@ class RogueProx(splitting.Tanh):
         return 2 * super().prox(v, alpha, out)
 
 
+class Homogeneous(splitting.ReLU):
+    """Inherits a promise that it does not keep."""
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return y.tanh()
+
+    def derivative(self, y: Tensor) -> Tensor:
+        return 1 - y.tanh().square()
+
+    point, prox, derivative_at = splitting.Tanh.point, splitting.Tanh.prox, splitting.Tanh.derivative_at
+
+
+class OtherSteps(splitting.Tanh):
+    """Another function where the solvers step."""
+
+    def prox_at(self, alpha: float) -> Any:
+        return lambda v, out: 0 * v
+
+
+class Mixing(splitting.Activation):
+    """Not entry by entry."""
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return y.reshape(-1, 5).relu().reshape(y.shape)
+
+    def derivative(self, y: Tensor) -> Tensor:
+        return (y > 0).to(y.dtype)
+
+
 class Soft(splitting.Activation):
     """σ(y) = y/2 + tanh(y)/2: what a user may add."""
 
@@ -181,6 +210,14 @@ TAMPERED: dict[str, Callable[[mondeq.Classifier], Any]] = {
     "2·relu": lambda m: replaced(m, layer__activation=Doubled()),
     "steep later": lambda m: replaced(m, layer__activation=Late()),
     "rogue prox": lambda m: replaced(m, layer__activation=RogueProx()),
+    **{
+        kind.__name__: lambda m, kind=kind: replaced(m, layer__activation=kind())  # type: ignore[misc]
+        for kind in (Homogeneous, OtherSteps, Mixing)
+    },
+    "2·relu, scaled": lambda m: replaced(m, layer__activation=splitting.prox.Scaled(Doubled(), torch.ones(5))),
+    "scaled by nothing": lambda m: replaced(
+        m, layer__activation=splitting.prox.Scaled(splitting.Tanh(), 0 * torch.ones(5))
+    ),
     "2·relu, masked": lambda m: replaced(m, layer__activation=splitting.Masked(Doubled(), torch.ones(5) > 0)),
     "in parallel": nn.DataParallel,
     "averaged": torch.optim.swa_utils.AveragedModel,
@@ -230,12 +267,12 @@ def test_a_hook_for_all_modules_is_refused() -> None:
 def test_scale_is_an_activation_as_long_as_it_is_at_most_one() -> None:
     model = classifier()
     d = torch.full((5,), 0.9)
-    model.layer.activation = splitting.prox.Scale(d)
+    model.layer.activation = splitting.Scale(d)
     images, labels = pictures(model), labels_of(model)
     report = mondeq.certify(model, images, labels)
     assert check_certificate(model, images, labels, report) == len(images)
     d.fill_(1.9)
-    with pytest.raises(InvalidArgument, match=r"must lie in \[0, 1\]"):
+    with pytest.raises(InvalidArgument, match=r"does not lie in \[0, 1\]"):
         mondeq.certify(model, images, labels)
 
 
