@@ -46,19 +46,19 @@ def proving(device: torch.device) -> Iterator[None]:
         yield
 
 
-def check_untouched(model: nn.Module) -> None:
+def check_untouched(model: nn.Module, name: str = "model") -> None:
     """Raise InvalidArgument where something on `model` or below it may change what its classes compute."""
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         raise InvalidArgument("a forward hook for all modules is registered with torch; remove it first")
-    for path, module in model.named_modules(prefix="model"):
+    for path, module in model.named_modules(prefix=name):
         if module._forward_hooks or module._forward_pre_hooks:
             raise InvalidArgument(f"`{path}` has a forward hook, which may change what it computes; remove it first")
         if parametrize.is_parametrized(module):
             raise InvalidArgument(f"`{path}` is parametrized; use torch.nn.utils.parametrize.remove_parametrizations")
-        for name in vars(module).keys() - _OF_EVERY_MODULE:
-            hidden = getattr(type(module), name, None)
+        for attribute in vars(module).keys() - _OF_EVERY_MODULE:
+            hidden = getattr(type(module), attribute, None)
             if callable(hidden) or isinstance(hidden, property):
-                raise InvalidArgument(f"`{path}.{name}` takes the place of a method of {type(module).__name__}; del it")
+                raise InvalidArgument(f"`{path}.{attribute}` takes the place of what {type(module).__name__} computes")
 
 
 def check_same(model: nn.Module, fresh: nn.Module, free: Collection[str]) -> None:
@@ -116,34 +116,50 @@ def is_own(linear: Parameterization) -> bool:
 def check_activation(activation: splitting.Activation, state_shape: torch.Size) -> None:
     """Raise InvalidArgument unless σ is nondecreasing and 1-Lipschitz: known to be, or found so on a grid."""
     kind = type(activation)
-    if isinstance(activation, splitting.Masked) and kind is splitting.Masked:
-        check_activation(activation.inner, state_shape)
-    elif isinstance(activation, splitting.prox.Scale) and kind is splitting.prox.Scale:
-        if not bool(((activation.d >= 0) & (activation.d <= 1)).all()):
-            raise InvalidArgument("`d` of Scale must lie in [0, 1]; otherwise it is no activation")
+    if kind in (splitting.Masked, splitting.prox.Scaled):
+        check_activation(activation.inner, state_shape)  # type: ignore[attr-defined]  # both have one
+        factor = getattr(activation, "factor", torch.ones((), device="cpu"))
+        _require(kind, bool((factor > 0).all()), "has a factor that is not positive")
+    elif kind is splitting.Scale:
+        (d,) = activation.tensors
+        _require(kind, bool(((d >= 0) & (d <= 1)).all()), "has a `d` that does not lie in [0, 1]")
     elif kind not in _PROVED_ACTIVATIONS:
         with proving(torch.device("cpu")):
-            if not activation.tensors:
-                splitting.check_activation(activation)
-            _check_slopes(activation, state_shape)
+            try:
+                if not activation.tensors:
+                    splitting.check_activation(activation)
+                _check_on_grid(activation, state_shape)
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+                raise InvalidArgument(f"`activation` {kind.__name__} does not act entry by entry: {reason}") from None
 
 
-def _check_slopes(activation: splitting.Activation, state_shape: torch.Size) -> None:
+def _check_on_grid(activation: splitting.Activation, state_shape: torch.Size) -> None:
     """On a wide grid, for every entry of a state: slopes in [0, 1], and prox_f = σ as the solvers take it."""
     points = torch.logspace(-3, 6, 46, dtype=torch.float64, device="cpu")
     line = torch.cat([-points.flip(0), points.new_zeros(1), points])
     tensors = tuple(t.detach().double().cpu() for t in activation.tensors)
-    activation, shape = activation.rebind(*tensors), state_shape if tensors else torch.Size()
+    kind, activation, shape = type(activation), activation.rebind(*tensors), state_shape if tensors else torch.Size()
     y = line.reshape(-1, *(1 for _ in shape)).expand(-1, *shape)
     sigma, step = activation(y), y.diff(dim=0)
     rise, slack = sigma.diff(dim=0), 1e-9 * step
-    name = type(activation).__name__
-    if not bool(((rise >= -slack) & (rise <= step + slack)).all()):
-        raise InvalidArgument(f"`activation` {name} is not nondecreasing and 1-Lipschitz, as every certificate needs")
+    steady = bool(((rise >= -slack) & (rise <= step + slack)).all())
+    _require(kind, steady, "is not nondecreasing and 1-Lipschitz, as every certificate needs")
+    if activation.homogeneous:
+        _require(kind, _close(activation(8 * y), 8 * sigma, y), "says that it is homogeneous, and is not")
     for alpha in (0.3, 1.0, 3.0):
-        apart = activation.prox(y, alpha) - activation(activation.point(y, alpha))
-        if not bool((apart.abs() <= 1e-6 * (1 + y.abs())).all()):
-            raise InvalidArgument(f"`activation` {name} has a prox that is not σ(point), so it solves another problem")
+        expected = activation(activation.point(y, alpha))
+        for found in (activation.prox(y, alpha), activation.prox_at(alpha)(y, None)):
+            _require(kind, _close(found, expected, y), "has a prox that is not σ(point), so it solves another problem")
+
+
+def _close(found: Tensor, expected: Tensor, y: Tensor) -> bool:
+    return bool(((found - expected).abs() <= 1e-6 * (1 + y.abs())).all())
+
+
+def _require(kind: type[splitting.Activation], holds: bool, failure: str) -> None:
+    if not holds:
+        raise InvalidArgument(f"`activation` {kind.__name__} {failure}")
 
 
 def fingerprint(linear: Parameterization, head: tuple[Tensor, ...], *facts: object) -> str:

@@ -138,7 +138,8 @@ class LeakyReLU(Activation):
         return torch.where(y > 0, y, self.slope * y)
 
     def derivative(self, y: Tensor) -> Tensor:
-        return torch.where(y > 0, 1.0, self.slope).to(y.dtype)
+        # Not between two numbers, which would be of the default dtype.
+        return torch.where(y > 0, torch.ones_like(y), self.slope)
 
     def derivative_at(self, z: Tensor) -> Tensor:
         return self.derivative(z)

@@ -18,7 +18,7 @@ from mondeq.cli.evaluation import (
     report_table,
     run_data,
 )
-from mondeq.cli.output import add_json, check_writable, save_json, show
+from mondeq.cli.output import add_json, check_writable, percent, save_json, show
 from mondeq.runs import load
 
 
@@ -59,13 +59,18 @@ def run(options: argparse.Namespace) -> int:
             taken = min(options.attack_samples, len(report.radius))
             images, labels = split.images[:taken].to(device).float() / 255, split.labels[:taken].to(device)
             attacked = {0.0: float(report.correct[:taken].double().mean())}
-            attacked |= accuracy_under_attack(model, images, labels, options.radii)
+            found = accuracy_under_attack(model, images, labels, options.radii)
+            attacked |= found
+            figures["attack_zero_gradients"] = found.zero_gradients
             figures["accuracy_under_attack"] = {f"{r:g}": share for r, share in attacked.items()}
             figures["attacked_samples"] = taken
         if options.plot and distributed.is_main():
             plots.certified_accuracy(report, str(options.folder), options.plot)
         save_json(options.json, figures)
-        note = f"\n({figures['attacked_samples']} images attacked)" if attacked else ""
+        note = ""
+        if attacked:
+            blind = percent(figures["attack_zero_gradients"])
+            note = f"\n({figures['attacked_samples']} images attacked; {blind} of the attack's gradients were 0)"
         show(f"{report_table(report, options.radii, attacked)}{note}\n\n{bounds_table(report.bounds)}")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from mondeq.cli.output import percent, table
 from mondeq.errors import ConfigError
 from mondeq.files import read_json
 from mondeq.lipschitz import Bound, lipschitz_bounds
-from mondeq.models import Classifier
+from mondeq.models import Classifier, ModelConfig
 from mondeq.runs import CONFIG
 from mondeq.training.config import is_file_name
 
@@ -68,7 +69,31 @@ def run_data(run: Path, data_dir: Path | None) -> data.Dataset:
         raise ConfigError(f"`data` in {run / CONFIG} must be the name of a data set, got {values.shown(name)}")
     if stored is not None and not is_file_name(stored):
         raise ConfigError(f"`data_dir` in {run / CONFIG} must be the path of a folder, got {values.shown(stored)}")
-    return load_data(name, data_dir if data_dir is not None or stored is None else Path(stored))
+    dataset = load_data(name, data_dir if data_dir is not None or stored is None else Path(stored))
+    check_fits(ModelConfig.from_dict(config.get("model", {})), dataset)
+    return dataset
+
+
+def check_fits(config: ModelConfig, dataset: data.Dataset) -> None:
+    """Raise ConfigError unless images and classes of `dataset` are those that `config` was trained on, in their order.
+
+    Warns where it does not know the names of its classes, as runs of older versions do not.
+    """
+    shape = tuple(dataset.test.images.shape[1:])
+    if shape != config.image_shape:
+        raise ConfigError(f"`images` must have shape {config.image_shape} for this run, those of the data have {shape}")
+    trained, found = config.class_names, dataset.classes
+    if config.classes != len(found):
+        raise ConfigError(f"the run has {config.classes} classes and the data {len(found)}; give the data as it was")
+    if not trained:
+        text = "the run does not say the names of its classes: that the data still has the same cannot be checked"
+        warnings.warn(text, UserWarning, stacklevel=2)
+    for number, (then, now) in enumerate(zip(trained, found, strict=False)):
+        if then != now:
+            raise ConfigError(
+                f"class {number} was {then!r} when the run was trained and is {now!r} in the data; give the data as it "
+                "was, or train again"
+            )
 
 
 def certify_split(model: Classifier, split: data.Split, device: torch.device, limit: int | None = None) -> Report:

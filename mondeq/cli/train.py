@@ -19,6 +19,7 @@ from mondeq.cli.evaluation import (
     add_device,
     bounds_table,
     certify_split,
+    check_fits,
     count,
     load_data,
     report_json,
@@ -120,6 +121,7 @@ def run(options: argparse.Namespace) -> int:
         if options.resume:
             model_config, training_config = _stored_configs(options)
             dataset = load_data(training_config.data, options.data_dir)
+            check_fits(model_config, dataset)
         else:
             settings = _new_settings(options)
             dataset = load_data(settings["data"], options.data_dir)
@@ -279,6 +281,7 @@ def _new_configs(settings: dict[str, Any], dataset: data.Dataset) -> tuple[Model
             classes=len(dataset.classes),
             mean=dataset.mean,
             std=std,
+            class_names=dataset.classes,
             **model,
         ),
         TrainingConfig(data=settings["data"], **training),

@@ -9,11 +9,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from itertools import combinations
+from typing import ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import splitting
 from mondeq.certify import Report
@@ -22,16 +23,37 @@ from mondeq.layer import EquilibriumLayer
 from mondeq.lipschitz import best_pairs, lipschitz_bounds
 from mondeq.models import Classifier, exact_copy
 from mondeq.parameterizations import LipschitzDense, Parameterization
+from mondeq.scrutiny import check_activation, check_untouched, is_own, proving
 from splitting import verified
 from splitting.errors import InvalidArgument, InvalidType
 
 # What the few operations of a comparison may have rounded, relatively.
 _ROUNDING = 1e-9
 _TINY = 1e-300
-# Searching needs directions only; what is compared in the end is solved to this.
-_TOL, _MAX_STEPS = 1e-10, 1000
+_Rest = ParamSpec("_Rest")
+_Result = TypeVar("_Result")
+# What is compared in the end is solved to this; searching needs directions only. A property with its own defaults
+# stays within the 200 ms that Hypothesis allows an example, so the number of steps is bounded everywhere.
+_TOL, _MAX_STEPS = 1e-10, 60
+_SEARCH_STEPS = 10
+# State entries solved for at a time.
+_ENTRIES_AT_ONCE = 2**22
 
 
+def _undisturbed(check: Callable[_Rest, _Result]) -> Callable[_Rest, _Result]:
+    """`check`, whose first argument is a model, whatever modes and defaults of torch its caller is in."""
+
+    @wraps(check)
+    def undisturbed(*arguments: _Rest.args, **options: _Rest.kwargs) -> _Result:
+        parameters = (p for a in arguments[:1] if isinstance(a, nn.Module) for p in a.parameters())
+        parameter = next(parameters, None)
+        with proving(torch.device("cpu") if parameter is None else parameter.device):
+            return check(*arguments, **options)
+
+    return undisturbed
+
+
+@_undisturbed
 def check_unique_equilibrium(
     parameterization: Parameterization,
     activation: splitting.Activation,
@@ -39,7 +61,7 @@ def check_unique_equilibrium(
     *,
     solvers: Sequence[splitting.Solver] = (splitting.PeacemanRachford(), splitting.ForwardBackwardForward()),
     tol: float = 1e-10,
-    max_steps: int = 200,
+    max_steps: int = 100,
     seed: int = 0,
 ) -> None:
     """Whatever the start and the method, one answer: ‖z₁ − z₂‖_Λ ≤ e₁ + e₂ with the proved error bounds eᵢ.
@@ -51,28 +73,28 @@ def check_unique_equilibrium(
     """
     exact = _Exact.of(parameterization, activation)
     problem = exact.problem(x)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     size = 1 + float(problem.source.abs().amax()) if problem.source.numel() else 1.0
-    found: list[tuple[str, splitting.Solution]] = []
+    scales = (size, 1e3 * size)
+    starts = [
+        scale * torch.randn(problem.source.shape, generator=generator, dtype=torch.float64, device="cpu")
+        for scale in scales
+    ]
+    # Samples do not depend on each other: both starts run as one batch.
+    twice = splitting.Inclusion(exact.operator, torch.cat([problem.source] * 2), problem.prox)
+    found: list[tuple[str, Tensor, Tensor]] = []
     for solver in solvers:
-        for scale in (size, 1e3 * size):
-            start = scale * torch.randn(problem.source.shape, generator=generator, dtype=torch.float64)
-            solution = splitting.solve(
-                problem,
-                solver,
-                tol=tol,
-                max_steps=max_steps,
-                initial=start.to(exact.device),
-                on_failure="return",
-            )
-            found.append((f"{solver} from a start of size {scale:.1e}", solution))
-            _require(torch.isfinite(solution.error_bound), f"{found[-1][0]}: no finite error bound ({solution.status})")
-    for (name, first), (other, second) in combinations(found, 2):
-        apart = exact.operator.norm(first.value - second.value)
-        allowed = first.error_bound + second.error_bound
+        initial = torch.cat(starts).to(exact.device)
+        solution = splitting.solve(twice, solver, tol=tol, max_steps=max_steps, initial=initial, on_failure="return")
+        for scale, value, error in zip(scales, solution.value.chunk(2), solution.error_bound.chunk(2), strict=True):
+            found.append((f"{solver} from a start of size {scale:.1e}", value, error))
+            _require(torch.isfinite(error), f"{found[-1][0]}: no finite error bound ({solution.status})")
+    for (name, first, first_error), (other, second, second_error) in combinations(found, 2):
+        apart, allowed = exact.operator.norm(first - second), first_error + second_error
         _require_at_most(apart, allowed, f"‖z₁ − z₂‖_Λ against the sum of the error bounds, {name}, {other}")
 
 
+@_undisturbed
 def check_lipschitz(
     model: Classifier | Parameterization,
     x: Tensor | None = None,
@@ -80,7 +102,7 @@ def check_lipschitz(
     activation: splitting.Activation | None = None,
     readout: Tensor | None = None,
     constant: float | None = None,
-    ascent: int = 20,
+    ascent: int = 10,
     seed: int = 0,
 ) -> float:
     """No pair of inputs violates a certified Lipschitz bound: ‖C(z₁ − z₂)‖ ≤ K ‖x₁ − x₂‖.
@@ -92,34 +114,39 @@ def check_lipschitz(
     random, at distances from 10⁻³ to 10, and then moved by `ascent` steps of gradient ascent on the ratio. x: where
     the pairs start; by default eight random inputs.
 
-    Returns the largest ratio seen, as a share of the bound it belongs to. Raises AssertionError where a bound is
-    violated by more than the proved errors of the solves, or where m > 0 is not provable.
+    Returns the largest ratio that is proved of a pair seen, as a share of the bound it belongs to. Raises
+    AssertionError where a bound is violated by more than the proved errors of the solves, or where m > 0 is not
+    provable.
     """
     exact = _Exact.of(model, activation)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     if x is None:
         shape = model.config.image_shape if isinstance(model, Classifier) else (model.in_features,)
-        x = torch.rand(8, *shape, generator=generator, dtype=torch.float64)
+        x = torch.rand(8, *shape, generator=generator, dtype=torch.float64, device="cpu")
     x = x.detach().to(exact.device, torch.float64)
     promises = _promises(model, exact)
     if readout is not None and constant is not None:
         promises.append(exact.promise("the given read-out", readout, constant))
     elif readout is not None or constant is not None:
         raise InvalidArgument("`readout` and `constant` belong together: give both or neither")
-    step = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(exact.device)
+    step = torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu").to(exact.device)
     distance = torch.logspace(-3, 1, len(x), dtype=torch.float64, device=exact.device)
     pair = x, x + _columns(distance / _lengths(step), x) * step
     # One search for all promises that are ascended one by one, and one in which every pair follows another gap.
     objectives: list[Callable[[Tensor], Tensor]] = [p.output for p in promises if p.rows is None or len(p.rows) > 1]
     single = [p.rows / p.constant for p in promises if p.rows is not None and len(p.rows) == 1 and p.constant > 0]
     if single:
-        order = torch.randperm(len(single), generator=generator)[torch.arange(len(x)) % len(single)]
-        chosen = torch.cat(single)[order]
+        order = torch.randperm(len(single), generator=generator, device="cpu")[
+            torch.arange(len(x), device="cpu") % len(single)
+        ]
+        chosen = torch.cat(single)[order.to(exact.device)]
         objectives.append(lambda z: (exact.features(z) * chosen).sum(1, keepdim=True))
     pairs = [pair, *(_ascend_pair(exact, objective, *pair, ascent) for objective in objectives)]
-    return max(share for a, b in pairs for share in _compare_pair(exact, promises, a, b))
+    first, second = (torch.cat(ends) for ends in zip(*pairs, strict=True))
+    return max(_compare_pairs(exact, promises, first, second))
 
 
+@_undisturbed
 def check_certificate(
     model: Classifier,
     images: Tensor,
@@ -127,7 +154,7 @@ def check_certificate(
     report: Report,
     *,
     samples: int = 16,
-    ascent: int = 20,
+    ascent: int = 10,
     seed: int = 0,
 ) -> int:
     """No perturbation inside a certified ball changes the prediction, and the columns of the report fit each other.
@@ -153,13 +180,15 @@ def check_certificate(
     exact = _Exact.of(model, None)
     x = images.detach().cpu()[chosen].to(exact.device, torch.float64)
     attack = _Attack(exact, x, prediction[chosen].to(exact.device), radius[chosen].clamp_max(1e3).to(exact.device))
-    attack.check(x, "nothing at all")
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(samples):
-        step = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(exact.device)
-        attack.check(attack.project(x + _columns(attack.radius * 2 / _lengths(step), x) * step), "a random vector")
-    for rival in range(model.config.classes):
-        attack.check(attack.ascend(rival, ascent), f"gradient ascent towards class {rival}")
+    attack.check(x[None], ["nothing at all"])
+    generator = torch.Generator("cpu").manual_seed(seed)
+    steps = torch.randn(samples, *x.shape, generator=generator, dtype=torch.float64, device="cpu").to(exact.device)
+    directions = steps / _lengths(steps.flatten(0, 1)).reshape(samples, -1, 1, 1, 1)
+    attack.check(attack.project(x + 2 * _columns(attack.radius, x) * directions), ["a random vector"] * samples)
+    rivals = torch.arange(model.config.classes, device=exact.device)
+    # As many rivals at once as fit.
+    for group in rivals.split(max(1, _ENTRIES_AT_ONCE // (len(x) * exact.linear.state_shape.numel()))):
+        attack.check(attack.ascend(group, ascent), [f"gradient ascent towards class {r}" for r in group.tolist()])
     return len(x)
 
 
@@ -196,10 +225,16 @@ class _Exact:
             classifier = exact_copy(model)
             linear, own = classifier.linear, classifier.layer.activation
         else:
-            linear = copy.deepcopy(model).double().requires_grad_(False)
-        activation = own if activation is None else activation
+            check_untouched(model, "parameterization")
+            is_own(model)
+            with torch.inference_mode(False), torch.no_grad():
+                linear = copy.deepcopy(model).double().requires_grad_(False)
+        if activation is None:
+            activation = own
+        else:
+            check_activation(activation, linear.state_shape)
         activation = activation.rebind(*(t.double() for t in activation.tensors))
-        layer = EquilibriumLayer(linear, activation, on_failure="return").eval()
+        layer = EquilibriumLayer(linear, activation, max_steps=_SEARCH_STEPS, on_failure="return").eval()
         operator = layer.linear.operator()
         if not operator.strong_monotonicity > 0:
             raise AssertionError(
@@ -277,7 +312,8 @@ def _ascend_pair(
     for step in range(steps):
         with torch.enable_grad():
             a, b = first.clone().requires_grad_(), second.clone().requires_grad_()
-            moved, distance = output(exact.state(a) - exact.state(b)).norm(dim=1), _lengths(a - b)
+            z, other = exact.state(torch.cat([a, b])).chunk(2)
+            moved, distance = output(z - other).norm(dim=1), _lengths(a - b)
             ratio = moved.clamp_min(_TINY).log() - distance.log()
             up, down = (g.nan_to_num(0.0, 0.0, 0.0) for g in torch.autograd.grad(ratio.sum(), (a, b)))
         length = _lengths(torch.stack([up, down], dim=1))
@@ -286,16 +322,19 @@ def _ascend_pair(
     return first, second
 
 
-def _compare_pair(exact: _Exact, promises: Sequence[_Promise], first: Tensor, second: Tensor) -> list[float]:
+def _compare_pairs(exact: _Exact, promises: Sequence[_Promise], first: Tensor, second: Tensor) -> list[float]:
     """The largest share of each constant that is seen; raises where it is more than all of it."""
-    (z, error), (other, other_error) = exact.solve(first), exact.solve(second)
+    states, errors = exact.solve(torch.cat([first, second]))
+    (z, other), (error, other_error) = states.chunk(2), errors.chunk(2)
     distance = _lengths(first - second)
     shares = [0.0]
     for promise in promises:
         moved, bound = promise.output(z - other).norm(dim=1), promise.constant * distance
         excess = f"{promise.name} moves by more than {promise.constant:.9g} times the distance of the inputs"
-        _require_at_most(moved - promise.gain * (error + other_error), bound, excess)
-        share = moved / bound
+        # What is proved of the exact network, whether or not the solves finished.
+        proved = (moved - promise.gain * (error + other_error)).clamp_min(0)
+        _require_at_most(proved, bound, excess)
+        share = proved / bound
         shares += share[torch.isfinite(share)].tolist()
     return shares
 
@@ -321,39 +360,50 @@ class _Attack:
         return rows, bias[self.prediction][:, None] - bias, gains
 
     def gaps(self, z: Tensor) -> Tensor:
-        """y_prediction − y_j for all j, (N, classes)."""
+        """y_prediction − y_j for all j, (…, N, classes), at states of (…, N) points."""
         rows, offsets, _ = self.differences
-        return torch.einsum("ijk,ik->ij", rows, self.exact.features(z)) + offsets
+        features = self.exact.features(z).unflatten(0, (-1, len(self.x)))
+        return torch.einsum("ijk,gik->gij", rows, features) + offsets
 
     def project(self, points: Tensor) -> Tensor:
-        """The nearest points of the balls, a hair inside them."""
+        """The nearest points of the balls, a hair inside them; points (groups, N, …)."""
         step = points - self.x
-        scale = (self.radius * (1 - _ROUNDING) / _lengths(step)).clamp_max(1)
-        return self.x + _columns(scale, step) * step
+        length = _lengths(step.flatten(0, 1)).reshape(step.shape[:2])
+        scale = (self.radius * (1 - _ROUNDING) / length).clamp_max(1)
+        return self.x + scale.reshape(*scale.shape, *[1] * (self.x.ndim - 1)) * step
 
-    def ascend(self, rival: int, steps: int) -> Tensor:
-        """Projected gradient ascent on y_rival − y_prediction."""
-        points = self.x
+    def ascend(self, rivals: Tensor, steps: int) -> Tensor:
+        """Projected gradient ascent on y_rival − y_prediction for each of `rivals`, (rivals, N, …)."""
+        points = self.x.expand(len(rivals), *self.x.shape)
+        chosen = rivals[:, None, None].expand(-1, len(self.x), 1)
         for step in range(steps):
             with torch.enable_grad():
-                moving = points.clone().requires_grad_()
-                (gradient,) = torch.autograd.grad(self.gaps(self.exact.state(moving))[:, rival].sum(), moving)
-            stride = _columns(self.radius * 2 * 0.8**step / _lengths(gradient), gradient)
-            points = self.project(points - stride * gradient)
+                moving = points.flatten(0, 1).clone().requires_grad_()
+                gaps = self.gaps(self.exact.state(moving)).gather(2, chosen)
+                (gradient,) = torch.autograd.grad(gaps.sum(), moving)
+            gradient = (gradient / _columns(_lengths(gradient), gradient)).reshape(points.shape)
+            points = self.project(points - 2 * 0.8**step * _columns(self.radius, self.x) * gradient)
         return points
 
-    def check(self, points: Tensor, what: str) -> None:
-        """Raise AssertionError if a prediction at `points` is proved to differ."""
-        z, error = self.exact.solve(points)
+    def check(self, points: Tensor, what: Sequence[str]) -> None:
+        """Raise AssertionError if a prediction at `points` (groups, N, …) is proved to differ; what: of each group."""
+        most = max(1, _ENTRIES_AT_ONCE // (len(self.x) * self.exact.linear.state_shape.numel()))
+        for first in range(0, len(points), most):
+            self._check(points[first : first + most], what[first:])
+
+    def _check(self, points: Tensor, what: Sequence[str]) -> None:
+        z, error = self.exact.solve(points.flatten(0, 1))
         rows, offsets, gains = self.differences
-        size = torch.einsum("ijk,ik->ij", rows.abs(), self.exact.features(z.abs())) + offsets.abs()
-        slack = gains * error[:, None] + verified.gamma(rows.shape[2] + self.exact.features.terms + 8) * size
+        sizes = self.exact.features(z.abs()).unflatten(0, (-1, len(self.x)))
+        size = torch.einsum("ijk,gik->gij", rows.abs(), sizes) + offsets.abs()
+        rounding = verified.gamma(rows.shape[2] + self.exact.features.terms + 8) * size
+        slack = gains * error.reshape(-1, len(self.x), 1) + rounding
         gaps = self.gaps(z)
-        for sample, rival in (gaps < -slack).nonzero()[:1].tolist():
+        for group, sample, rival in (gaps < -slack).nonzero()[:1].tolist():
             raise AssertionError(
-                f"{what} turns certified image {sample} of class {int(self.prediction[sample])} into class {rival}: "
-                f"distance {float(_lengths(points - self.x)[sample]):.9g}, certified radius "
-                f"{float(self.radius[sample]):.9g}, gap {float(gaps[sample, rival]):.3g}"
+                f"{what[group]} turns certified image {sample} of class {int(self.prediction[sample])} into class "
+                f"{rival}: distance {float((points[group, sample] - self.x[sample]).norm()):.9g}, certified radius "
+                f"{float(self.radius[sample]):.9g}, gap {float(gaps[group, sample, rival]):.3g}"
             )
 
 

@@ -6,6 +6,8 @@ Tensors come from seeds that are drawn, so an example is small to store and the 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -140,7 +142,8 @@ def _dense(
     seed: int,
     dtype: torch.dtype,
 ) -> Dense:
-    linear = Dense(in_features, features, m, learn_m=learn_m).to(dtype)
+    with _initial_weights():
+        linear = Dense(in_features, features, m, learn_m=learn_m).to(dtype)
     _fill(linear, {"U": 1.0, "b": 1.0, **scales}, seed)
     return linear
 
@@ -155,7 +158,8 @@ def _lipschitz(
     seed: int,
     dtype: torch.dtype,
 ) -> LipschitzDense:
-    linear = LipschitzDense(in_features, features, out_features, gamma).to(dtype)
+    with _initial_weights():
+        linear = LipschitzDense(in_features, features, out_features, gamma).to(dtype)
     _fill(linear, {"b": 1.0, "b_o": 1.0, **scales}, seed)
     return linear
 
@@ -171,10 +175,18 @@ def _convolution(
     dtype: torch.dtype,
     **settings: Any,
 ) -> Conv2d | MultiscaleConv2d:
-    linear = kind(in_channels, channels, image_size, **settings).to(dtype)
+    with _initial_weights():
+        linear = kind(in_channels, channels, image_size, **settings).to(dtype)
     kernels = {name: scales[name[0]] for name, _ in linear.named_parameters() if name.partition(".")[0] in scales}
     _fill(linear, {"U": 1.0, "b": 1.0, **kernels}, seed)
     return linear
+
+
+@contextmanager
+def _initial_weights() -> Iterator[None]:
+    """For making a module whose weights are then filled: the caller's random numbers and modes stay out of it."""
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.device("cpu"):
+        yield
 
 
 def _fill(module: nn.Module, scales: dict[str, float], seed: int) -> None:
@@ -186,7 +198,8 @@ def _fill(module: nn.Module, scales: dict[str, float], seed: int) -> None:
 
 
 def _randn(shape: tuple[int, ...], seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _seeds() -> st.SearchStrategy[int]:

@@ -438,8 +438,9 @@ def test_certify_under_attack(call: Call, runs: dict[str, Path], tmp_path: Path)
     called = call("certify", runs["dense"], *options)
     assert called.code == 0
     assert "under attack" in called.out
-    assert "20 images attacked" in called.out
+    assert "20 images attacked; 0.00 % of the attack's gradients were 0" in called.out
     figures = json.loads((tmp_path / "f.json").read_text())
+    assert figures["attack_zero_gradients"] == 0
     attacked = figures["accuracy_under_attack"]
     assert attacked["0"] == pytest.approx(figures["test_accuracy"])
     assert attacked["0"] >= attacked["0.1"] >= attacked["1"]
@@ -813,3 +814,43 @@ def test_warnings_are_one_line_each(call: Call, tmp_path: Path) -> None:
     assert any("--max-steps" in line or "max_steps" in line for line in lines)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert any(value > 0.5 for name, value in metrics["solver"].items() if "unconverged" in name)
+
+
+# -- names of classes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["certify", "bound"])
+def test_data_with_other_classes_than_a_run_was_trained_on_are_refused(
+    command: str, call: Call, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Renamed, in another order, one lost; a run that does not say their names warns."""
+    run = tmp_path / "run"
+    shutil.copytree(runs["dense"], run)
+    config = json.loads((run / CONFIG).read_text())
+    names = config["model"]["class_names"]
+    assert names == list("0123456789")
+    limit = ("--limit", 5) if command == "certify" else ("--images", 5)
+
+    def store(changed: list[str] | None) -> None:
+        config["model"].pop("class_names", None)
+        if changed is not None:
+            config["model"]["class_names"] = changed
+        (run / CONFIG).write_text(json.dumps(config))
+
+    for changed in (["zero", *names[1:]], [names[1], names[0], *names[2:]]):
+        store(changed)
+        message = f"class 0 was '{changed[0]}' when the run was trained and is '0' in the data"
+        call.fails(1, message, command, run, *limit)
+        call.fails(1, message, "train", "--resume", "--out", run)
+    store(None)
+    called = call(command, run, *limit)
+    assert called.code == 0
+    assert "warning: the run does not say the names of its classes" in called.err
+    store(names)
+    assert "warning" not in call(command, run, *limit).err
+
+
+def test_data_that_lost_a_class_are_refused(call: Call, tmp_path: Path) -> None:
+    model = classifier(image_shape=(1, 8, 8), classes=11, mean=(0.5,), std=(0.5,))
+    mondeq.save(model, tmp_path, training={"data": "digits"})
+    call.fails(1, "the run has 11 classes and the data 10; give the data as it was", "certify", tmp_path)

@@ -103,7 +103,7 @@ def test_single_convolution(tmp_path: Path) -> None:
         images = torch.rand(2, 1, 28, 28)
         padded = functional.pad((images - 0.2) / 0.5, (1, 1, 1, 1))
         source = circular(padded, tensors[f"{PREFIX}U.weight"]) + tensors[f"{PREFIX}U.bias"][:, None, None]
-        inside = model.linear.get_buffer("inside")
+        inside = model.linear.inside
         ours = model.linear.source(model.prepare(images))
         torch.testing.assert_close(ours * inside, source * inside, rtol=1e-4, atol=1e-5)
         assert not inside[0].any()

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 import splitting
 from splitting import verified
-from tests.registry import SMALL_OPERATORS, monotone
+from tests.registry import ACTIVATIONS, SMALL_OPERATORS, monotone
 
 each_operator = pytest.mark.parametrize("operator", sorted(SMALL_OPERATORS))
 
@@ -120,3 +120,14 @@ def test_a_guess_of_the_wrong_shape_is_refused_before_any_work() -> None:
     problem = problem_of(splitting.DenseOperator(monotone(6)))
     with pytest.raises(splitting.InvalidArgument, match="`initial` has 2 samples but the source has 3"):
         splitting.equilibrium(problem, initial=torch.zeros(2, 6, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_the_default_dtype_does_not_round_slopes(activation: str) -> None:
+    sigma = ACTIVATIONS[activation]((9,), torch.float64)
+    y = torch.linspace(-2, 2, 9, dtype=torch.float64)[None]
+    expected = [sigma(y), sigma.derivative(y), sigma.prox(y, 0.3), sigma.derivative_at(sigma(y))]
+    torch.set_default_dtype(torch.bfloat16)
+    found = [sigma(y), sigma.derivative(y), sigma.prox(y, 0.3), sigma.derivative_at(sigma(y))]
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)

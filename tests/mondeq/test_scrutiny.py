@@ -1,0 +1,645 @@
+"""A model that is not what it seems: certified as what model(x) computes or refused, saved as what it is or refused."""
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+import mondeq
+import splitting
+from mondeq.attacks import accuracy_under_attack
+from mondeq.errors import RunError
+from mondeq.features import Entries
+from mondeq.lipschitz import local_jacobian_norms
+from mondeq.models import describe, exact_copy, fingerprint
+from mondeq.testing import activations, check_certificate, check_lipschitz, check_unique_equilibrium
+from splitting import InvalidArgument, InvalidType
+from splitting.errors import SplittingError
+from tests.mondeq.zoo import KINDS, classifier, labels_of, pictures, same_weights
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+class Doubled(splitting.ReLU):
+    """2·relu, which is 2-Lipschitz."""
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return 2 * y.relu()
+
+    def derivative(self, y: Tensor) -> Tensor:
+        return 2 * (y > 0).to(y.dtype)
+
+
+class Late(splitting.Activation):
+    """relu, and twice as steep where no usual grid looks."""
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return y.relu() + (y - 30).relu()
+
+    def derivative(self, y: Tensor) -> Tensor:
+        return (y > 0).to(y.dtype) + (y > 30).to(y.dtype)
+
+
+@dataclass(frozen=True)
+class RogueProx(splitting.Tanh):
+    """Another function where the solvers ask."""
+
+    def prox(self, v: Tensor, alpha: float, out: Tensor | None = None) -> Tensor:
+        return 2 * super().prox(v, alpha, out)
+
+
+class Homogeneous(splitting.ReLU):
+    """Inherits a promise that it does not keep."""
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return y.tanh()
+
+    def derivative(self, y: Tensor) -> Tensor:
+        return 1 - y.tanh().square()
+
+    point, prox, derivative_at = splitting.Tanh.point, splitting.Tanh.prox, splitting.Tanh.derivative_at
+
+
+class OtherSteps(splitting.Tanh):
+    """Another function where the solvers step."""
+
+    def prox_at(self, alpha: float) -> Any:
+        return lambda v, out: 0 * v
+
+
+class Mixing(splitting.Activation):
+    """Not entry by entry."""
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return y.reshape(-1, 5).relu().reshape(y.shape)
+
+    def derivative(self, y: Tensor) -> Tensor:
+        return (y > 0).to(y.dtype)
+
+
+class Soft(splitting.Activation):
+    """σ(y) = y/2 + tanh(y)/2: what a user may add."""
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return (y + y.tanh()) / 2
+
+    def derivative(self, y: Tensor) -> Tensor:
+        return 1 - y.tanh().square() / 2
+
+
+class Sharper(mondeq.Classifier):
+    def readout(self, z: Tensor) -> Tensor:
+        return 10 * super().readout(z)
+
+
+class Loud(mondeq.Classifier):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(10 * images)
+
+
+class Stretched(mondeq.Dense):
+    """Inherits the bounds of what it is not."""
+
+    def source(self, x: Tensor) -> Tensor:
+        return 10 * super().source(x)
+
+
+class StretchedInput(mondeq.parameterizations.DenseInput):
+    def operator(self) -> splitting.DenseOperator:
+        return splitting.DenseOperator(torch.eye(self.features, dtype=self.U.dtype))
+
+    def source(self, x: Tensor) -> Tensor:
+        return 10 * super().source(x)
+
+
+class Skew(mondeq.parameterizations.DenseInput):
+    """A user's own: A = I + G − Gᵀ."""
+
+    def __init__(self, in_features: int, features: int) -> None:
+        super().__init__(in_features, features)
+        self.G = nn.Parameter(torch.randn(features, features))
+
+    def operator(self) -> splitting.DenseOperator:
+        return splitting.DenseOperator(torch.eye(self.features, dtype=self.G.dtype) + self.G - self.G.mT)
+
+
+class Halved(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / 2
+
+
+def subclassed(kind: type[mondeq.Classifier], model: mondeq.Classifier) -> mondeq.Classifier:
+    other = kind(model.config)
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def replaced(model: mondeq.Classifier, **attributes: Any) -> mondeq.Classifier:
+    for path, value in attributes.items():
+        *where, name = path.split("__")
+        setattr(model.get_submodule(".".join(where)), name, value)
+    return model
+
+
+def scaled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments: 10 * function(*arguments)
+
+
+def hooked(model: mondeq.Classifier, path: str, before: bool) -> mondeq.Classifier:
+    module = model.get_submodule(path)
+    if before:
+        module.register_forward_pre_hook(lambda _, arguments: (10 * arguments[0],))
+    else:
+        module.register_forward_hook(lambda _, __, output: 10 * output)
+    return model
+
+
+def other_config(model: mondeq.Classifier, **changes: Any) -> mondeq.Classifier:
+    model.config = mondeq.ModelConfig(**(model.config.to_dict() | changes))
+    return model
+
+
+# What a dense classifier can become without a weight being changed: logits ten times as large, and the like.
+TAMPERED: dict[str, Callable[[mondeq.Classifier], Any]] = {
+    "subclass with a readout": lambda m: subclassed(Sharper, m),
+    "subclass with a forward": lambda m: subclassed(Loud, m),
+    "class exchanged": lambda m: m.__setattr__("__class__", Sharper) or m,
+    **{
+        f"{'pre-' if before else ''}hook on {path or 'model'}": lambda m, p=path, b=before: hooked(m, p, b)  # type: ignore[misc]
+        for path in ("", "layer", "normalise", "layer.linear", "head")
+        for before in (False, True)
+    },
+    "readout shadowed": lambda m: replaced(m, readout=scaled(m.readout)),
+    "prepare shadowed": lambda m: replaced(m, prepare=scaled(m.prepare)),
+    "forward shadowed": lambda m: replaced(m, forward=scaled(m.forward)),
+    "layer.forward shadowed": lambda m: replaced(m, layer__forward=scaled(m.layer.forward)),
+    "linear.source shadowed": lambda m: replaced(m, layer__linear__source=scaled(m.linear.source)),
+    "linear.operator shadowed": lambda m: replaced(m, layer__linear__operator=m.linear.operator),
+    "normalise.constants shadowed": lambda m: replaced(m, normalise__constants=m.normalise.constants),
+    "normalise replaced": lambda m: replaced(m, normalise=nn.Identity()),
+    "normalise of others": lambda m: replaced(m, normalise=mondeq.models.Normalise((0.0, 0.0), (0.01, 0.01))),
+    "mean changed": lambda m: replaced(m, normalise___mean=(0.0, 0.0)),
+    "std changed": lambda m: replaced(m, normalise___std=(0.01, 0.01)),
+    "head replaced": lambda m: replaced(m, head=nn.Sequential(m.head, Halved())),
+    "head without bias": lambda m: replaced(m, head=nn.Linear(5, 3, bias=False)),
+    "head of others": lambda m: replaced(m, head=nn.Linear(5, 4)),
+    "features replaced": lambda m: replaced(m, features=Entries(torch.Size((5,)), 1)),
+    "layer wrapped": lambda m: replaced(m, layer=nn.Sequential(m.layer)),
+    "config of another std": lambda m: other_config(m, std=(5.0, 5.0)),
+    "config of another kind": lambda m: other_config(m, kind="lipschitz", features=5),
+    "config of another width": lambda m: other_config(m, features=6),
+    "linear of a subclass": lambda m: replaced(m, layer__linear=Stretched(12, 5)),
+    "linear with another source": lambda m: replaced(m, layer__linear=StretchedInput(12, 5)),
+    "linear of another width": lambda m: replaced(m, layer__linear=Skew(12, 4)),
+    "linear missing": lambda m: replaced(m, layer__linear=nn.Linear(12, 5)),
+    "submodule added": lambda m: m.add_module("probe", nn.Linear(2, 2)) or m,
+    "spectral norm": lambda m: parametrizations.spectral_norm(m.head) and m,
+    "weight norm": lambda m: parametrizations.weight_norm(m.layer.linear, "U") and m,
+    "spectral norm of old": lambda m: torch.nn.utils.spectral_norm(m.head) and m,
+    "pruned": lambda m: prune.l1_unstructured(m.head, "weight", 2) and m,
+    "2·relu": lambda m: replaced(m, layer__activation=Doubled()),
+    "steep later": lambda m: replaced(m, layer__activation=Late()),
+    "rogue prox": lambda m: replaced(m, layer__activation=RogueProx()),
+    **{
+        kind.__name__: lambda m, kind=kind: replaced(m, layer__activation=kind())  # type: ignore[misc]
+        for kind in (Homogeneous, OtherSteps, Mixing)
+    },
+    "2·relu, scaled": lambda m: replaced(m, layer__activation=splitting.prox.Scaled(Doubled(), torch.ones(5))),
+    "scaled by nothing": lambda m: replaced(
+        m, layer__activation=splitting.prox.Scaled(splitting.Tanh(), 0 * torch.ones(5))
+    ),
+    "2·relu, masked": lambda m: replaced(m, layer__activation=splitting.Masked(Doubled(), torch.ones(5) > 0)),
+    "in parallel": nn.DataParallel,
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "compiled": torch.compile,
+    "without weights": lambda m: m.to("meta"),
+    "no classifier": lambda m: m.linear,
+    "nothing": lambda m: None,
+}
+
+
+def entry_points(model: Any) -> list[Callable[[], Any]]:
+    images, labels = pictures(classifier(), 3), labels_of(classifier(), 3)
+    return [
+        lambda: mondeq.certify(model, images, labels),
+        lambda: mondeq.lipschitz_bounds(model),
+        lambda: local_jacobian_norms(model, images),
+        lambda: exact_copy(model),
+        lambda: accuracy_under_attack(model, images, labels, [0.1], steps=1),
+    ]
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_what_may_compute_something_else_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("foolbox")
+    model = TAMPERED[name](classifier())
+    for call in entry_points(model):
+        with pytest.raises(SplittingError) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(RunError) as refused:
+        mondeq.save(model, tmp_path / "a" / "b")
+    assert "\n" not in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hook_for_all_modules_is_refused() -> None:
+    model = classifier()
+    handle = nn.modules.module.register_module_forward_hook(lambda _, __, output: output)
+    try:
+        with pytest.raises(InvalidArgument, match="for all modules"):
+            mondeq.lipschitz_bounds(model)
+    finally:
+        handle.remove()
+    mondeq.lipschitz_bounds(model)
+
+
+def test_scale_is_an_activation_as_long_as_it_is_at_most_one() -> None:
+    model = classifier()
+    d = torch.full((5,), 0.9)
+    model.layer.activation = splitting.Scale(d)
+    images, labels = pictures(model), labels_of(model)
+    report = mondeq.certify(model, images, labels)
+    assert check_certificate(model, images, labels, report) == len(images)
+    d.fill_(1.9)
+    with pytest.raises(InvalidArgument, match=r"does not lie in \[0, 1\]"):
+        mondeq.certify(model, images, labels)
+
+
+HARMLESS: dict[str, Callable[[mondeq.Classifier], Any]] = {
+    "a name": lambda m: replaced(m, title="mine", layer__linear__note=[1, 2]),
+    "a monitor": lambda m: replaced(m, layer__monitor=lambda role, solution: None),
+    "solved otherwise": lambda m: replaced(m, layer__solver=splitting.ForwardBackward(), layer__tol=1e-3),
+    "a backward hook": lambda m: m.register_full_backward_hook(lambda *_: None) and m,
+    "another activation": lambda m: replaced(m, layer__activation=splitting.LeakyReLU(0.3)),
+    "a user's activation": lambda m: replaced(m, layer__activation=Soft()),
+    "a user's parameterization": lambda m: replaced(m, layer__linear=Skew(12, 5)),
+    "training": lambda m: m.train(),
+    "compiled in place": lambda m: m.compile() or m,
+    "another m": lambda m: replaced(m, layer__linear___fixed_m=0.3),
+    "half precision": lambda m: m.bfloat16(),
+    "tied": lambda m: replaced(m, layer__linear__G=m.linear.F),
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_computes_the_same_is_certified_as_it_is(name: str) -> None:
+    torch.manual_seed(1)
+    model = HARMLESS[name](classifier(scale=2.0))
+    images, labels = pictures(model), labels_of(model)
+    report = mondeq.certify(model, images, labels)
+    assert check_certificate(model, images, labels, report) >= 6
+    if name not in ("half precision", "compiled in place"):
+        model.eval().double().layer.tol = 1e-10
+        with torch.no_grad():
+            assert torch.equal(model(images.double()).argmax(1), report.prediction)
+
+
+@settings(max_examples=12)
+@given(kind=st.sampled_from(KINDS), mutation=st.sampled_from([*TAMPERED, *HARMLESS]), seed=st.integers(0, 99))
+def test_whatever_was_done_to_a_model_its_certificates_hold(kind: str, mutation: str, seed: int) -> None:
+    """Refused, or true of what model(x) computes: no prediction changes inside a radius, whatever was changed."""
+    try:
+        model = (TAMPERED | HARMLESS)[mutation](classifier(kind, seed=seed, scale=2.0).double())
+        images, labels = pictures(model, 3, dtype=torch.float64), labels_of(model, 3)
+        report = mondeq.certify(model, images, labels)
+    except (SplittingError, AttributeError, TypeError, RuntimeError):
+        return
+    model.eval()
+    if isinstance(model.layer, mondeq.EquilibriumLayer):
+        model.layer.tol = 1e-10
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _ in range(4):
+            step = torch.randn(images.shape, generator=generator, dtype=torch.float64)
+            length = report.radius.clamp_max(10) * 0.99 / step.flatten(1).norm(dim=1)
+            moved = model((images + length[:, None, None, None] * step).to(model.head_weight.dtype)).argmax(1)
+            assert torch.equal(moved[report.radius > 1e-4], report.prediction[report.radius > 1e-4])
+
+
+def test_properties_go_through_the_same_door() -> None:
+    linear, x = mondeq.Dense(3, 4), torch.randn(2, 3)
+    for activation in (Doubled(), Late(), RogueProx()):
+        for check in (
+            lambda a=activation: check_lipschitz(linear, x, activation=a),
+            lambda a=activation: check_unique_equilibrium(linear, a, x),
+        ):
+            with pytest.raises(InvalidArgument):
+                check()
+    check_lipschitz(linear, x, activation=Soft())
+    with pytest.raises(InvalidType, match="derives from Dense"):
+        check_lipschitz(Stretched(3, 4), x)
+
+
+# -- whose a bound is ----------------------------------------------------------------------------------------------
+
+
+@each_kind
+def test_the_exact_copy_has_the_fingerprint_of_the_model(kind: str) -> None:
+    model = classifier(kind)
+    assert fingerprint(exact_copy(model)) == fingerprint(model) == fingerprint(copy.deepcopy(model))
+
+
+@settings(max_examples=25)
+@given(kind=st.sampled_from(KINDS), seed=st.integers(0, 1000), exponent=st.floats(-300, 300), data=st.data())
+def test_bounds_of_other_weights_are_refused(kind: str, seed: int, exponent: float, data: st.DataObject) -> None:
+    """Any change of any weight, by any factor or one last digit, makes bounds another network's."""
+    model = classifier(kind, seed=seed).double()
+    images, labels = pictures(model, 2, dtype=torch.float64), labels_of(model, 2)
+    bounds = {"product": mondeq.lipschitz.product_bound(exact_copy(model))}
+    mondeq.certify(model, images, labels, bounds=bounds)
+    weight = data.draw(st.sampled_from(list(model.parameters()))).detach().flatten()
+    position = data.draw(st.integers(0, len(weight) - 1))
+    before = weight[position].clone()
+    if data.draw(st.booleans()):
+        weight[position] *= 10.0**exponent
+    else:
+        weight[position] = torch.nextafter(before, before.new_tensor(math.inf))
+    if weight[position] != before:
+        with pytest.raises(InvalidArgument, match="other weights or another model"):
+            mondeq.certify(model, images, labels, bounds=bounds)
+    weight[position] = before
+    mondeq.certify(model, images, labels, bounds=bounds)
+
+
+def test_bounds_are_refused_unless_they_are_as_they_were_proved() -> None:
+    model, other = classifier(), classifier(seed=1)
+    images, labels = pictures(model), labels_of(model)
+    own, foreign = mondeq.lipschitz_bounds(model, images), mondeq.lipschitz_bounds(other, images)
+    product = own["product"]
+    assert isinstance(product.pairs, Tensor)
+    tempting = torch.full_like(product.pairs, 1e-3)
+    wrong: dict[str, tuple[Any, str]] = {
+        "another model's": (foreign, "proved for other weights or another model"),
+        "mixed": (own | {"one": foreign["product"]}, "'one', proved for other weights"),
+        "estimate as certified": (
+            own | {"x": mondeq.Bound(1e-3, "certified", "", "", tempting)},
+            "'x', which is not as it was proved",
+        ),
+        "promoted estimate": (
+            {"x": mondeq.lipschitz.bound.replace(own["local Jacobian"], kind="certified", pairs=tempting)},
+            "not as it was proved",
+        ),
+        "smaller pairs": ({"x": mondeq.lipschitz.bound.replace(product, pairs=tempting)}, "not as it was proved"),
+        "no bounds": ({"x": 1.0}, "what lipschitz_bounds"),
+        "no dictionary": (product, "what lipschitz_bounds"),
+    }
+    for bounds, message in wrong.values():
+        with pytest.raises((InvalidArgument, InvalidType), match=message):
+            mondeq.certify(model, images, labels, bounds=bounds)
+    with pytest.raises(InvalidArgument, match="other weights"):
+        mondeq.lipschitz.best_pairs({"a": own["product"], "b": foreign["product"]})
+    product.pairs.mul_(0.1)
+    with pytest.raises(InvalidArgument, match="not as it was proved"):
+        mondeq.certify(model, images, labels, bounds=own)
+
+
+@pytest.mark.parametrize("change", [{"std": (0.05, 0.025)}, {"image_shape": (2, 3, 2)}])
+def test_the_same_weights_in_another_model_are_another_model(change: dict[str, Any]) -> None:
+    model = classifier()
+    other = mondeq.Classifier(mondeq.ModelConfig(**(model.config.to_dict() | change))).eval()
+    other.load_state_dict(model.state_dict())
+    with pytest.raises(InvalidArgument, match="other weights or another model"):
+        mondeq.certify(other, pictures(other), labels_of(other), bounds=mondeq.lipschitz_bounds(model))
+
+
+@pytest.mark.parametrize("name", ["gamma", "epsilon", "_fixed_m"])
+def test_numbers_beside_the_weights_belong_to_the_fingerprint(name: str) -> None:
+    model = classifier("dense" if name == "_fixed_m" else "lipschitz")
+    bounds = mondeq.lipschitz_bounds(model)
+    setattr(model.linear, name, 3.0)
+    with pytest.raises(InvalidArgument, match="other weights"):
+        mondeq.certify(model, pictures(model), labels_of(model), bounds=bounds)
+
+
+def test_a_bound_is_proved_in_float64_or_not_at_all() -> None:
+    for prove in (mondeq.lipschitz.product_bound, mondeq.lipschitz.matrix_inequality_bound):
+        with pytest.raises(InvalidType, match=r"float64 classifier, got torch.float32; use exact_copy\(model\)"):
+            prove(classifier())
+
+
+# -- saved as it is ------------------------------------------------------------------------------------------------
+
+
+def same_network(first: mondeq.Classifier, second: mondeq.Classifier) -> bool:
+    images = pictures(first, dtype=first.head_weight.dtype)
+    settings_of = [
+        (m.layer.activation, m.layer.solver, m.layer.tol, m.layer.backward_tol, m.layer.max_steps)
+        for m in (first, second)
+    ]
+    with torch.no_grad():
+        for model in (first, second):
+            model.layer.on_failure = "return"
+        same = torch.equal(first.eval()(images), second.eval()(images))
+    return same and settings_of[0] == settings_of[1] and same_weights(first.state_dict(), second.state_dict())
+
+
+def test_what_was_set_on_the_layer_is_saved(tmp_path: Path) -> None:
+    model = classifier()
+    model.layer.activation, model.layer.tol = splitting.Tanh(), 1e-7
+    model.layer.solver, model.layer.max_steps = splitting.Anderson(splitting.PeacemanRachford()), 77
+    mondeq.save(model, tmp_path)
+    loaded = mondeq.load(tmp_path)
+    assert same_network(model, loaded)
+    assert loaded.config.activation == "tanh"
+    assert describe(loaded) == loaded.config
+
+
+@pytest.mark.parametrize(
+    "activation", [splitting.LeakyReLU(0.3), splitting.SoftThreshold(0.25), splitting.Box(-1.5, 0.5), splitting.ReLU()]
+)
+def test_parameters_of_activations_are_saved(activation: splitting.Activation, tmp_path: Path) -> None:
+    model = replaced(classifier(), layer__activation=activation)
+    mondeq.save(model, tmp_path)
+    assert mondeq.load(tmp_path).layer.activation == activation
+
+
+@settings(max_examples=40)
+@given(
+    kind=st.sampled_from(KINDS),
+    activation=activations() | st.sampled_from([Soft(), splitting.Box(0, math.inf), Doubled()]),
+    solver=st.sampled_from(
+        [*mondeq.models.SOLVERS.values(), splitting.PeacemanRachford(0.3), splitting.Anderson(memory=2)]
+    ),
+    tol=st.floats(1e-12, 1e-1) | st.sampled_from([math.nan, -1.0, True]),
+    backward_tol=st.floats(1e-12, 1e-1),
+    max_steps=st.integers(0, 30),
+    double=st.booleans(),
+    data=st.data(),
+)
+def test_save_and_load_give_the_same_network_or_save_refuses(
+    kind: str,
+    activation: splitting.Activation,
+    solver: splitting.Solver,
+    tol: float,
+    backward_tol: float,
+    max_steps: int,
+    double: bool,
+    data: st.DataObject,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    model = classifier(kind)
+    if double:
+        model = model.double()
+    layer = model.layer
+    layer.activation, layer.solver, layer.tol, layer.max_steps = activation, solver, tol, max_steps
+    if data.draw(st.booleans()):
+        layer.backward_tol = backward_tol
+    folder = tmp_path_factory.mktemp("run") / "run"
+    with contextlib.suppress(RunError):
+        mondeq.save(model, folder)
+    assert not folder.exists() or same_network(model, mondeq.load(folder))
+
+
+def tied(model: mondeq.Classifier) -> mondeq.Classifier:
+    model.linear.G = model.linear.F
+    return model
+
+
+def views(model: mondeq.Classifier) -> mondeq.Classifier:
+    flat = torch.randn(30)
+    model.linear.F, model.linear.G = nn.Parameter(flat[:25].view(5, 5)), nn.Parameter(flat[5:].view(5, 5))
+    return model
+
+
+UNSAVABLE: dict[str, tuple[Callable[[mondeq.Classifier], Any], str]] = {
+    "half": (lambda m: m.half(), "float16"),
+    "bfloat16": (lambda m: m.bfloat16(), "bfloat16"),
+    "mixed": (lambda m: replaced(m, head=m.head.double()), "float64"),
+    "NaN": (lambda m: m.head_weight.data.fill_(math.nan) is None or m, "NaN or inf in head.weight"),
+    "inf": (lambda m: m.linear.U.data[0].fill_(math.inf) is None or m, "NaN or inf in layer.linear.U"),
+    "tied": (tied, "share memory"),
+    "overlapping": (views, "share memory"),
+    "meta": (lambda m: m.to("meta"), "on meta"),
+    "sparse": (lambda m: replaced(m, head__weight=nn.Parameter(m.head_weight.detach().to_sparse())), "sparse"),
+    "gamma": (lambda m: replaced(m, layer__linear___fixed_m=3.0), "_fixed_m"),
+    "own step": (lambda m: replaced(m, layer__solver=splitting.PeacemanRachford(0.5)), "solver"),
+    "own activation": (lambda m: replaced(m, layer__activation=Soft()), "activation"),
+    "unbounded box": (lambda m: replaced(m, layer__activation=splitting.Box(0, math.inf)), "finite"),
+    "zero steps": (lambda m: replaced(m, layer__max_steps=0), "max_steps"),
+    "own parameterization": (lambda m: replaced(m, layer__linear=Skew(12, 5)), "Skew"),
+    "compiled": (torch.compile, "_orig_mod"),
+    "parallel": (nn.DataParallel, r"\.module"),
+    "averaged": (torch.optim.swa_utils.AveragedModel, r"\.module"),
+}
+
+
+@pytest.mark.parametrize("name", UNSAVABLE)
+def test_save_refuses_what_load_would_and_leaves_the_old_run(name: str, tmp_path: Path) -> None:
+    good = classifier(seed=3)
+    mondeq.save(good, tmp_path / "run")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    change, message = UNSAVABLE[name]
+    model = change(classifier())
+    for folder in (tmp_path / "run", tmp_path / "new" / "run"):
+        with pytest.raises(RunError, match=message) as caught:
+            mondeq.save(model, folder)
+        assert "\n" not in str(caught.value)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_weights_side_by_side_in_one_block_of_memory_are_saved(tmp_path: Path) -> None:
+    model = classifier()
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+    nn.utils.vector_to_parameters(flat, model.parameters())
+    mondeq.save(model, tmp_path)
+    assert same_network(model, mondeq.load(tmp_path))
+
+
+@pytest.mark.parametrize("extra", [{"note": object()}, {"format": 2}, {"note": {1, 2}}])
+def test_entries_that_json_has_not_are_refused_before_anything_is_made(extra: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RunError):
+        mondeq.save(classifier(), tmp_path / "run", **extra)
+    assert not list(tmp_path.iterdir())
+
+
+@each_kind
+def test_an_average_of_weights_is_saved_as_what_it_is(kind: str, tmp_path: Path) -> None:
+    model = classifier(kind)
+    averaged = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    averaged.update_parameters(model)
+    averaged.update_parameters(model)
+    mondeq.save(averaged.module, tmp_path)
+    assert same_network(averaged.module, mondeq.load(tmp_path))
+    images = pictures(model)
+    assert mondeq.certify(averaged.module, images, labels_of(model)).radius.shape == (len(images),)
+
+
+# -- whatever modes and defaults the caller is in ------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def default_device(device: str) -> Iterator[None]:
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@each_kind
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_nothing_lands_on_the_default_device(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    pytest.importorskip("foolbox")
+    model = classifier(kind)
+    images, labels = pictures(model), labels_of(model)
+    expected = mondeq.certify(model, images, labels)
+    norms = local_jacobian_norms(model, images)
+    attacked = accuracy_under_attack(model, images, labels, [0.1], steps=2)
+    torch.set_default_dtype(dtype)
+    with default_device("meta"):
+        report = mondeq.certify(model, images, labels)
+        assert torch.equal(report.radius, expected.radius)
+        assert {b.value for b in report.bounds.values()} == {b.value for b in expected.bounds.values()}
+        assert torch.equal(local_jacobian_norms(model, images), norms)
+        assert accuracy_under_attack(model, images, labels, [0.1], steps=2) == attacked
+        assert check_certificate(model, images, labels, report, samples=2, ascent=2) == len(images)
+        check_lipschitz(model, ascent=2)
+        check_unique_equilibrium(model.linear, splitting.Tanh(), images.flatten(1), max_steps=20)
+        mondeq.save(model, tmp_path)
+        loaded = mondeq.load(tmp_path)
+    assert same_network(model, loaded)
+
+
+@each_kind
+def test_inside_inference_mode(kind: str, tmp_path: Path) -> None:
+    """Also for weights and images that were made in it, inside and after."""
+    pytest.importorskip("foolbox")
+    model = classifier(kind)
+    mondeq.save(model, tmp_path)
+    images, labels = pictures(model), labels_of(model)
+    expected, norms = mondeq.certify(model, images, labels), local_jacobian_norms(model, images)
+    with torch.inference_mode():
+        made = classifier(kind)
+        made_images = images.clone()
+        mondeq.save(made, tmp_path / "made")
+        loaded = mondeq.load(tmp_path)
+
+    def check(model: mondeq.Classifier, images: Tensor) -> None:
+        report = mondeq.certify(model, images, labels)
+        assert torch.equal(report.radius, expected.radius)
+        torch.testing.assert_close(local_jacobian_norms(model, images.double()), norms)
+        accuracy_under_attack(model, images, labels, [0.1], steps=1)
+        check_certificate(model, images, labels, report, samples=1, ascent=1)
+        check_lipschitz(model, images.double(), ascent=1)
+        assert same_network(model, mondeq.load(tmp_path / "made"))
+
+    for candidate in (model, made, loaded):
+        with torch.inference_mode():
+            check(candidate, made_images)
+        check(candidate, made_images)
+    loaded(images).sum().backward()  # a loaded model can be trained
