@@ -1,6 +1,7 @@
 """Monotone operator equilibrium networks: solved, trained, bounded and certified."""
 
 from mondeq.certify import Report, certify
+from mondeq.equilibrium import Equilibrium
 from mondeq.errors import ConfigError, DataError, MondeqError, RunError, TrainingError
 from mondeq.layer import EquilibriumLayer
 from mondeq.lipschitz import Bound, lipschitz_bounds, local_jacobian_norms
@@ -18,6 +19,7 @@ __all__ = [
     "Conv2d",
     "DataError",
     "Dense",
+    "Equilibrium",
     "EquilibriumLayer",
     "LipschitzDense",
     "ModelConfig",
