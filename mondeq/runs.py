@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mondeq.errors import ConfigError, RunError
-from mondeq.files import Writer, json_text, read_json, replace_file, replace_files, text_writer
+from mondeq.files import Writer, json_text, read_json, replace_file, replace_files, sole_writer, text_writer
 from mondeq.models import Classifier, ModelConfig
 from splitting.errors import SplittingError
 
@@ -22,17 +22,18 @@ _FORMAT = 1
 def save(model: Classifier, folder: str | Path, **extra: Any) -> None:
     """Write `model` to `folder` (made if absent) as config.json and model.safetensors, each in one atomic step.
 
-    extra: further JSON entries of config.json. Raises RunError where the folder cannot be written.
+    extra: further JSON entries of config.json. Raises RunError where the folder cannot be written, or somebody else
+    writes to it.
     """
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the folder {folder}: {error.strerror}") from None
-    config = {"format": _FORMAT, "model": model.config.to_dict(), **extra}
-    replace_files(
-        {folder / CONFIG: text_writer(json_text(config)), folder / WEIGHTS: _tensor_writer(model.state_dict())}
-    )
+    config, weights = text_writer(json_text(describe(model, **extra))), _tensor_writer(model.state_dict())
+    with sole_writer(folder):
+        replace_files({folder / CONFIG: config, folder / WEIGHTS: weights})
+
+
+def describe(model: Classifier, **extra: Any) -> dict[str, Any]:
+    """What config.json holds of `model`, with further entries."""
+    return {"format": _FORMAT, "model": model.config.to_dict(), **extra}
 
 
 def load(folder: str | Path, *, device: str | torch.device = "cpu") -> Classifier:

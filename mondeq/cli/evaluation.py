@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import reprlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,10 @@ import torch
 
 from mondeq import data, distributed
 from mondeq.certify import Report, certify
+from mondeq.cli import places
 from mondeq.cli.output import percent, table
-from mondeq.errors import ConfigError
-from mondeq.files import read_json
 from mondeq.lipschitz import Bound, lipschitz_bounds
 from mondeq.models import Classifier
-from mondeq.runs import CONFIG
-from mondeq.training.config import is_file_name
 
 DEFAULT_RADII = (0.1, 0.2, 0.5, 1.0, 1.58)
 
@@ -60,16 +56,7 @@ def load_data(name: str, data_dir: Path | None) -> data.Dataset:
 
 def run_data(run: Path, data_dir: Path | None) -> data.Dataset:
     """The data set a run was trained on, from where it was then unless `data_dir` says otherwise."""
-    config = read_json(run / CONFIG)
-    training = config.get("training")
-    if not isinstance(training, dict) or "data" not in training:
-        raise ConfigError(f"{run / CONFIG} names no data set: the model was not saved by `mondeq train`")
-    name, stored = training["data"], config.get("data_dir")
-    if not is_file_name(name):
-        raise ConfigError(f"`data` in {run / CONFIG} must be the name of a data set, got {reprlib.repr(name)}")
-    if stored is not None and not is_file_name(stored):
-        raise ConfigError(f"`data_dir` in {run / CONFIG} must be the path of a folder, got {reprlib.repr(stored)}")
-    return load_data(name, data_dir if data_dir is not None or stored is None else Path(stored))
+    return load_data(*places.find(run, data_dir))
 
 
 def certify_split(model: Classifier, split: data.Split, device: torch.device, limit: int | None = None) -> Report:
