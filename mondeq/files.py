@@ -25,7 +25,7 @@ try:
 except ImportError:  # a system that is not POSIX
     fcntl = None  # type: ignore[assignment]
 
-Writer = Callable[[Path], None]
+Writer = Callable[[Path], object]
 
 # Hidden names that nobody else would give: a temporary file is `.NAME.k3_9x0ab.mondeq`, NAME what it is to become.
 _LOCK = ".mondeq.lock"
@@ -69,10 +69,10 @@ def replace_files(writers: dict[Path, Writer]) -> None:
 
 def clear_temporary(folder: Path, name: str | None = None) -> None:
     """Remove the temporary files that killed writers of `folder/name`, or of anything in `folder`, left there."""
-    with suppress(OSError):
-        for each in own(folder):
-            match = _TEMPORARY.fullmatch(each)
-            if match and name in (None, match["name"]):
+    for each in own(folder):
+        match = _TEMPORARY.fullmatch(each)
+        if match and name in (None, match["name"]):
+            with suppress(OSError):
                 (folder / each).unlink()
 
 
@@ -107,7 +107,9 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 def own(folder: Path) -> set[str]:
     """The names of what `sole_writer` and `replace_file` made in `folder` for their own use."""
-    return {each.name for each in folder.iterdir() if each.name == _LOCK or _TEMPORARY.fullmatch(each.name)}
+    with suppress(OSError):
+        return {each for each in os.listdir(folder) if each == _LOCK or _TEMPORARY.fullmatch(each)}
+    return set()
 
 
 def _make(folder: Path) -> list[Path]:
@@ -130,12 +132,11 @@ def _locked(folder: Path) -> Iterator[None]:
         raise unwritable(path, error) from None
     with file:
         try:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-            file.flush()
-        except OSError as error:
-            raise unwritable(path, error) from None
-        try:
+            try:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+            except OSError as error:
+                raise unwritable(path, error) from None
             yield
         finally:
             # While it is held, for afterwards it may be somebody else's; elsewhere an open file cannot be removed.
@@ -222,8 +223,8 @@ def unwritable(path: Path, error: OSError | SafetensorError) -> RunError:
     """What is to be said of it. safetensors has the number of the system's error in its text."""
     hidden = re.search(r"(?:os error |code: )(\d+)", str(error))
     number = error.errno if isinstance(error, OSError) else int(hidden[1]) if hidden else None
-    reason = str(error).partition("\n")[0] if number is None else os.strerror(number)
-    return RunError(f"cannot write {path}: {reason}; {_REMEDIES.get(number, 'choose a writable folder')}")
+    reason = os.strerror(number) if number else str(error).partition("\n")[0]
+    return RunError(f"cannot write {path}: {reason}; {_REMEDIES.get(number or 0, 'choose a writable folder')}")
 
 
 def write_text(path: Path, text: str) -> None:

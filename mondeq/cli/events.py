@@ -31,7 +31,6 @@ class EventFile:
 
     def __init__(self, folder: Path, history: list[Epoch]) -> None:
         from tensorboard.compat.proto.event_pb2 import SessionLog
-        from torch.utils.tensorboard import RecordWriter
 
         self._path = folder
         try:
@@ -39,7 +38,7 @@ class EventFile:
             before = sum(1 for _ in folder.iterdir())
             # In the order of starts when sorted, as TensorBoard reads them.
             self._path = folder / f"events.out.tfevents.{time.time():.0f}.{before:06d}"
-            self._file = RecordWriter(self._path.open("xb"))
+            self._path.touch(exist_ok=False)
         except OSError as error:
             raise unwritable(self._path, error) from None
         self._write(file_version="brain.Event:2")
@@ -55,9 +54,10 @@ class EventFile:
 
     def _write(self, **content: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
+        from torch.utils.tensorboard import RecordWriter
 
         try:
-            self._file.write(Event(wall_time=time.time(), **content).SerializeToString())
-            self._file.flush()
+            with self._path.open("ab") as file:
+                RecordWriter(file).write(Event(wall_time=time.time(), **content).SerializeToString())
         except OSError as error:
             raise unwritable(self._path, error) from None
