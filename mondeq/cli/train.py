@@ -29,7 +29,7 @@ from mondeq.cli.evaluation import (
 )
 from mondeq.cli.events import FOLDER as TENSORBOARD
 from mondeq.cli.events import EventFile, need_tensorboard
-from mondeq.cli.output import add_json, check_writable, percent, save_json, show
+from mondeq.cli.output import add_json, check_writable, complain, percent, save_json, show
 from mondeq.errors import ConfigError, RunError
 from mondeq.files import clear_temporary, json_text, own, read_json, sole_writer, write_json
 from mondeq.models import ACTIVATIONS, KINDS, SOLVERS, Classifier, ModelConfig
@@ -62,7 +62,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="train a classifier and certify it",
         description="Train a classifier, certify it on the test set, and leave a run folder: config.json, "
         "model.safetensors, metrics.json, history.csv, certified_accuracy.png, training.png. Settings that are not "
-        "given come from a recipe for the data and model. Ctrl-C leaves a loadable run; --resume continues it to the "
+        "given come from a recipe for the data and model. However a run ends, --resume continues it to the "
         "same weights. Under torchrun the batch is shared by the processes.",
         epilog="example: mondeq train --data mnist --model lipschitz --radius 0.4 --out runs/mnist",
     )
@@ -157,14 +157,15 @@ def _run(options: argparse.Namespace, device: torch.device) -> None:
         trainer.run()
         _certify(trainer, options)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(_interrupted(trainer)) from None
+        # All processes are interrupted together, and the one that writes knows what there is to say.
+        if distributed.is_main():
+            complain(f"mondeq train: {_interrupted(trainer)}")
+        raise KeyboardInterrupt(None) from None
 
 
 def _interrupted(trainer: Trainer) -> str:
     """Bring the folder in order and say what it holds."""
     folder = trainer.folder
-    if not distributed.is_main():
-        return ""
     if not _has_begun(folder):
         return "interrupted before there was anything to keep; give the same command to start again"
     # What was written last decides; memory may be behind or ahead of it.
