@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # How long the processes wait for each other to start, and the one that holds the store for the others to have failed.
 _PATIENCE, _FAREWELL = timedelta(minutes=5), timedelta(seconds=3)
 _FAILURES = "mondeq/failures"
+_WHOLE = re.compile(r"[0-9]{1,9}")
 
 
 class FailedElsewhere(MondeqError):
@@ -49,8 +50,9 @@ def is_main() -> bool:
 
 def speaks() -> bool:
     """Whether this process tells what all of them would say alike; it need not have met the others yet."""
-    text = os.environ.get("RANK", "")
-    return "WORLD_SIZE" not in os.environ or not text.isdecimal() or int(text[:19]) == 0
+    texts = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
+    numbers = [int(text) for text in texts if _WHOLE.fullmatch(text)]
+    return len(numbers) < 2 or not 0 < numbers[0] < numbers[1]
 
 
 @contextmanager
@@ -129,7 +131,7 @@ def _place() -> _Place | None:
 
 def _number(name: str, least: int, default: str | None = None) -> int:
     text = os.environ.get(name, default) or ""
-    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < least:
+    if not _WHOLE.fullmatch(text) or int(text) < least:
         raise _of_the_environment(f"`{name}` is {text[:40]!r}, and must be a whole number ≥ {least}")
     return int(text)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,104 +12,35 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import splitting
+from mondeq import arguments, scrutiny
 from mondeq.errors import ConfigError
 from mondeq.features import AveragePool, Entries, Features
 from mondeq.layer import EquilibriumLayer
+from mondeq.model_config import ACTIVATIONS, KINDS, SOLVERS, ModelConfig
 from mondeq.parameterizations import Conv2d, Dense, DenseInput, LipschitzDense, MultiscaleConv2d, Parameterization
-from splitting.errors import InvalidArgument, SplittingError
+from splitting.errors import InvalidArgument, InvalidType, SplittingError
 
-ACTIVATIONS: dict[str, type[splitting.Activation]] = {
-    "relu": splitting.ReLU,
-    "leaky-relu": splitting.LeakyReLU,
-    "tanh": splitting.Tanh,
-    "sigmoid": splitting.Sigmoid,
-    "softplus": splitting.Softplus,
-    "soft-threshold": splitting.SoftThreshold,
-    "box": splitting.Box,
-    "identity": splitting.Identity,
-}
-SOLVERS: dict[str, splitting.Solver] = {
-    "peaceman-rachford": splitting.PeacemanRachford(),
-    "douglas-rachford": splitting.DouglasRachford(),
-    "forward-backward": splitting.ForwardBackward(),
-    "forward-backward-forward": splitting.ForwardBackwardForward(),
-    "anderson": splitting.Anderson(splitting.PeacemanRachford()),
-}
-KINDS = ("dense", "lipschitz", "conv", "multiscale")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Everything that decides a classifier's architecture; with the weights it is the whole model.
-
-    kind: one of KINDS. image_shape: (channels, height, width). classes: number of logits. mean, std: per channel, of
-    pixels in [0, 1]. features: n of Dense and LipschitzDense. channels: of Conv2d, one number, and MultiscaleConv2d,
-    one per tier. kernel_size, weight_norm: of both. pool: side of the blocks that Conv2d's states are averaged over
-    before the head. m, learn_m: of all but LipschitzDense. gamma, epsilon: of LipschitzDense, γ in logits per pixel
-    unit (the normalisation is accounted for). activation, solver: names of ACTIVATIONS and SOLVERS. Raises ConfigError.
-    """
-
-    kind: str
-    image_shape: tuple[int, int, int]
-    classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    features: int = 0
-    channels: tuple[int, ...] = ()
-    kernel_size: int = 3
-    pool: int = 4
-    weight_norm: bool = False
-    m: float = 1.0
-    learn_m: bool = False
-    gamma: float = 1.0
-    epsilon: float = 0.01
-    activation: str = "relu"
-    solver: str = "peaceman-rachford"
-    tol: float = 1e-4
-    max_steps: int = 300
-
-    def __post_init__(self) -> None:
-        _choose("kind", self.kind, KINDS)
-        _choose("activation", self.activation, tuple(ACTIVATIONS))
-        _choose("solver", self.solver, tuple(SOLVERS))
-        channels = self.image_shape[0] if len(self.image_shape) == 3 else 0
-        if channels < 1 or len(self.mean) != channels or len(self.std) != channels:
-            raise ConfigError(
-                f"`image_shape` must be (channels, height, width) with one `mean` and `std` per channel, got "
-                f"{self.image_shape}, {len(self.mean)} means, {len(self.std)} stds"
-            )
-        if not all(math.isfinite(value) for value in self.mean):
-            raise ConfigError(f"`mean` must be finite, got {self.mean}")
-        if not all(0 < value < math.inf for value in self.std):
-            raise ConfigError(f"`std` must be > 0 in every channel and finite, got {self.std}; is a channel constant?")
-        convolutional = self.kind in ("conv", "multiscale")
-        if convolutional and (not self.channels or (self.kind == "conv" and len(self.channels) != 1)):
-            needed = "one number" if self.kind == "conv" else "one number per tier"
-            raise ConfigError(f"`channels` must be {needed} for a {self.kind} model, got {self.channels or 'none'}")
-        if isinstance(self.pool, bool) or not isinstance(self.pool, int) or self.pool < 1:
-            raise ConfigError(f"`pool` must be an integer ≥ 1, got {self.pool!r}")
-        if not isinstance(self.classes, int) or self.classes < 2:
-            raise ConfigError(f"`classes` must be ≥ 2, a whole number, got {self.classes}")
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """A configuration read back from JSON. Unknown, missing and mistyped entries are errors."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ConfigError(f"unknown model setting(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        try:
-            return cls(**arguments)
-        except TypeError as error:
-            raise ConfigError(f"incomplete or mistyped model settings: {error}") from None
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+__all__ = [
+    "ACTIVATIONS",
+    "KINDS",
+    "SOLVERS",
+    "Classifier",
+    "ModelConfig",
+    "Normalise",
+    "check_computes",
+    "check_exact",
+    "describe",
+    "detached_copy",
+    "exact_copy",
+    "fingerprint",
+]
 
 
 class Normalise(nn.Module):
-    """(x − mean)/std per channel, for images (batch, channels, height, width). mean, std: numbers, not weights."""
+    """(x − mean)/std per channel, for images (batch, channels, height, width). mean, std: numbers, not weights.
+
+    Raises InvalidArgument for images that are not floating point.
+    """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -123,6 +52,7 @@ class Normalise(nn.Module):
 
     def constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """mean and std as (channels, 1, 1), of the dtype and on the device of `like`."""
+        arguments.check_floating(like)
         pair = torch.tensor([self._mean, self._std], dtype=like.dtype, device=like.device)[:, :, None, None]
         return pair[0], pair[1]
 
@@ -140,10 +70,11 @@ class Classifier(nn.Module):
         self.normalise = Normalise(config.mean, config.std)
         self.layer = EquilibriumLayer(
             _parameterization(config),
-            ACTIVATIONS[config.activation](),
+            config.make_activation(),
             SOLVERS[config.solver],
             config.tol,
             config.max_steps,
+            backward_tol=config.backward_tol,
         )
         self.features = _features(config, self.layer.linear)
         # LipschitzDense bounds its own read-out, so it owns it.
@@ -164,6 +95,11 @@ class Classifier(nn.Module):
         return self.linear.b_o if isinstance(self.linear, LipschitzDense) else self._own_head.bias
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head_weight.device
+
+    @property
     def _own_head(self) -> nn.Linear:
         assert self.head is not None  # noqa: S101  only LipschitzDense comes without
         return self.head
@@ -172,11 +108,18 @@ class Classifier(nn.Module):
         return self.readout(self.layer(self.prepare(images)))
 
     def prepare(self, images: Tensor) -> Tensor:
-        """What the equilibrium layer sees of `images`. Raises InvalidArgument for images of another shape."""
-        if tuple(images.shape[1:]) != tuple(self.config.image_shape) or images.ndim != 4:
-            expected = ", ".join(map(str, self.config.image_shape))
-            raise InvalidArgument(f"`images` must have shape (batch, {expected}), got {tuple(images.shape)}")
+        """What the equilibrium layer sees of `images`.
+
+        Raises InvalidArgument for images that are not floating point or of another shape, InvalidType for images of
+        another dtype or device than the weights.
+        """
+        arguments.check_images(self.config, images)
         normalised: Tensor = self.normalise(images)
+        weight = self.head_weight
+        if images.dtype != weight.dtype:
+            raise InvalidType(f"`images` are {images.dtype}, the weights {weight.dtype}; use images.to({weight.dtype})")
+        if images.device != self.device:
+            raise InvalidType(f"`images` are on {images.device}, the weights on {self.device}; move one of them")
         return normalised
 
     def readout(self, z: Tensor) -> Tensor:
@@ -242,20 +185,136 @@ def _features(config: ModelConfig, linear: Parameterization) -> Features:
     return Entries(linear.state_shape)
 
 
-def _choose(name: str, value: str, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        raise ConfigError(f"unknown {name} {value!r}; choose one of {', '.join(valid)}")
+# What may differ from a fresh classifier while model(x) is still the network that is certified: how it is solved, σ
+# (which is checked by itself), and numbers that the operator, and so every bound, is computed from.
+_SOLVING = ("solver", "tol", "max_steps", "backward_tol", "on_failure", "monitor")
+_FREE = frozenset(
+    {"model.config", "model.layer.activation"}
+    | {f"model.layer.{name}" for name in _SOLVING}
+    | {f"model.layer.linear.{name}" for name in ("gamma", "epsilon", "_fixed_m")}
+)
+
+
+def check_computes(model: Classifier) -> None:
+    """Raise InvalidType or InvalidArgument, with the reason, unless model(x) is certainly
+    `head_weight` `features`(z) + `head_bias` with z the equilibrium of `layer` at (x − mean)/std.
+
+    A parameterization and an activation of the user's own are taken at their author's word for operator and source,
+    and for σ beyond what a grid shows.
+    """
+    _require_classifier(model)
+    scrutiny.check_untouched(model)
+    linear, fresh = model.linear, _fresh(model.config)
+    own = scrutiny.is_own(linear)
+    scrutiny.check_same(model, fresh, _FREE if own else _FREE | {"model.layer.linear"})
+    if (linear.state_shape, linear.in_features) != (fresh.linear.state_shape, fresh.linear.in_features):
+        raise InvalidArgument(
+            f"`model.linear` has {linear.in_features} inputs and states {tuple(linear.state_shape)}; the configuration "
+            f"of the model needs {fresh.linear.in_features} and {tuple(fresh.linear.state_shape)}"
+        )
+    for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+        if weight.is_meta or weight.is_complex():
+            raise InvalidType(f"`model` holds no real numbers in {name}: it is {weight.dtype} on {weight.device}")
+    scrutiny.check_activation(model.layer.activation, linear.state_shape)
+
+
+def describe(model: Classifier) -> ModelConfig:
+    """The configuration of which `Classifier` makes this network, weights aside: of what it is, however it came to be.
+
+    `on_failure` and `monitor` of its layer are a matter of the program, not of the network. Raises InvalidType or
+    InvalidArgument, with the reason, where no configuration makes it.
+    """
+    _require_classifier(model)
+    scrutiny.check_untouched(model)
+    layer = model.layer
+    name, parameters = _activation_of(layer.activation)
+    solvers = [key for key, solver in SOLVERS.items() if solver == layer.solver]
+    if not solvers:
+        raise InvalidArgument(f"`model.layer.solver` is {layer.solver}; a configuration knows {', '.join(SOLVERS)}")
+    config = dataclasses.replace(
+        model.config,
+        activation=name,
+        activation_parameters=parameters,
+        solver=solvers[0],
+        tol=layer.tol,
+        max_steps=layer.max_steps,
+        backward_tol=None if layer.backward_tol == layer.tol else layer.backward_tol,
+    )
+    free = {"model.config", "model.layer.activation", *(f"model.layer.{name}" for name in _SOLVING)}
+    scrutiny.check_same(model, _fresh(config), free)
+    return config
+
+
+def _require_classifier(model: Classifier) -> None:
+    if type(model) is not Classifier:
+        inner = next((n for n in ("module", "_orig_mod") if isinstance(getattr(model, n, None), Classifier)), None)
+        remedy = f"pass its `.{inner}`" if inner else "it may compute something else"
+        raise InvalidType(f"`model` must be a Classifier, got {type(model).__name__}: {remedy}")
+    layer = model._modules.get("layer")
+    if type(layer) is not EquilibriumLayer or not isinstance(layer._modules.get("linear"), Parameterization):
+        raise InvalidType(f"`model.layer` must be an EquilibriumLayer, got {type(layer).__name__}")
+    if type(model.config) is not ModelConfig:
+        raise InvalidType(f"`model.config` must be a ModelConfig, got {type(model.config).__name__}")
+
+
+def _fresh(config: ModelConfig) -> Classifier:
+    """What `config` makes, without memory behind its weights."""
+    with torch.device("meta"):
+        return Classifier(config)
+
+
+def _activation_of(activation: splitting.Activation) -> tuple[str, tuple[float, ...]]:
+    """Its name and parameters in a configuration: none where they are its defaults."""
+    for name, kind in ACTIVATIONS.items():
+        if type(activation) is kind:
+            given = tuple(getattr(activation, f.name) for f in dataclasses.fields(kind))  # type: ignore[arg-type]
+            return name, () if activation == kind() else given
+    raise InvalidArgument(f"`model.layer.activation` is {activation}; a configuration knows {', '.join(ACTIVATIONS)}")
+
+
+def fingerprint(model: Classifier) -> str:
+    """Of all that the constants of `model` depend on: its weights and normalisation, in float32 or float64 alike."""
+    facts = model.config.image_shape, model.config.mean, model.config.std, model.features
+    return scrutiny.fingerprint(model.linear, (model.head_weight, model.head_bias), *facts)
+
+
+def check_exact(exact: Classifier) -> None:
+    """Raise InvalidType unless `exact` computes in float64, as everything that is proved does."""
+    if exact.head_weight.dtype != torch.float64:
+        raise InvalidType(f"`exact` must be a float64 classifier, got {exact.head_weight.dtype}; use exact_copy(model)")
+
+
+def detached_copy(model: Classifier) -> Classifier:
+    """`model` in evaluation mode on copies of its weights, which record no gradients, without its monitor.
+
+    Raises InvalidType or InvalidArgument where model(x) may not be what a Classifier computes (`check_computes`).
+    """
+    check_computes(model)
+    # Inference tensors of the caller must not reach computations outside inference mode.
+    with torch.inference_mode(False), torch.no_grad():
+        twin, layer = _fresh(model.config), model.layer
+        twin.layer.linear, twin.head = copy.deepcopy(layer.linear), copy.deepcopy(model.head)
+        tensors = (t.detach().clone() for t in layer.activation.tensors)
+        twin.layer.activation = layer.activation.rebind(*tensors)
+        for name in _SOLVING:
+            setattr(twin.layer, name, getattr(layer, name))
+        twin.layer.monitor = None
+    return twin.eval().requires_grad_(False)
 
 
 def exact_copy(model: Classifier) -> Classifier:
     """`model` with its weights in float64, solved tightly, in evaluation mode, not recording gradients.
 
     This is what is certified: the exact network is the one whose matrices are assembled from the weights in float64.
-    The tolerance is tight enough for the solver's error to cost nothing of a radius that matters.
+    The tolerance is tight enough for the solver's error to cost nothing of a radius that matters. Raises what
+    `check_computes` does: a network that may compute something else than its weights say is not certified.
     """
-    exact = copy.deepcopy(model).double().eval().requires_grad_(False)
-    layer = exact.layer
-    layer.monitor, layer.solver, layer.max_steps = None, splitting.Anderson(splitting.PeacemanRachford()), 5000
+    exact = detached_copy(model)
+    with torch.inference_mode(False), torch.no_grad():
+        exact = exact.double()
+        layer = exact.layer
+        layer.activation = layer.activation.rebind(*(t.double() for t in layer.activation.tensors))
+    layer.solver, layer.max_steps = splitting.Anderson(splitting.PeacemanRachford()), 5000
     # The states of convolutions are large, and their operators well conditioned: there 1e-7 costs a certificate less
     # than a millionth of its radius, and acceleration more than it saves.
     if not isinstance(layer.linear, DenseInput):

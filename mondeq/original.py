@@ -6,20 +6,19 @@ Convolutions are normalised there as by our `weight_norm`: √g · A/‖A‖_F, 
 from __future__ import annotations
 
 import math
-import reprlib
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
-from numbers import Real
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mondeq import values
 from mondeq.errors import ConfigError, RunError
 from mondeq.models import Classifier, ModelConfig, exact_copy
-from splitting import ConvergenceWarning
+from splitting import ConvergenceWarning, Outcome
 from splitting.errors import SplittingError
 
 _PREFIX = "mon.linear_module."
@@ -54,8 +53,7 @@ def load_original_checkpoint(
     if image_size is not None and config["image_shape"][1] != image_size:
         raise ConfigError(f"`image_size` is {image_size!r}, but {path} is for images of shape {config['image_shape']}")
     channels = config["image_shape"][0]
-    config |= {"mean": _per_channel("mean", mean, channels), "std": _per_channel("std", std, channels)}
-    config["m"] = _number("m", m)
+    config |= {"m": m, "mean": _per_channel(mean, channels), "std": _per_channel(std, channels)}
     # Not where and how the caller wants new tensors made, and without memory until the sizes are known to be right.
     with torch.device("meta"):
         _check_sizes(weights, Classifier(ModelConfig(**config)), path)
@@ -163,15 +161,16 @@ def _check_sizes(weights: dict[str, Tensor], model: Classifier, path: Path) -> N
 
 def _check_usable(model: Classifier, path: Path) -> None:
     """Raise RunError unless the network has an operator, and finite answers to a black and a white image."""
-    black = torch.zeros(1, *model.config.image_shape)
+    black = torch.zeros(1, *model.config.image_shape, dtype=torch.float32)
     try:
         exact_copy(model).linear.operator()
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            finite = bool(torch.isfinite(model(torch.cat([black, black + 1]).float())).all())
+            solution = model.layer.solve(model.prepare(torch.cat([black, black + 1])))
+            finite = bool(torch.isfinite(model.readout(solution.value)).all())
     except SplittingError as error:
         raise RunError(f"{path} cannot be solved with these settings: {error}") from error
-    if not finite:
+    if solution.status.outcome is Outcome.NON_FINITE or not finite:
         raise RunError(f"{path} answers with NaN or inf with these settings; are `m`, `mean` and `std` right?")
 
 
@@ -258,16 +257,7 @@ def _root(name: str, value: Tensor) -> Tensor:
     return value.sqrt()
 
 
-def _per_channel(name: str, values: float | Sequence[float], channels: int) -> tuple[float, ...]:
-    each = values if isinstance(values, Iterable) else (values,) * channels
-    return tuple(_number(name, value) for value in each)
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        needed = "a number" if name == "m" else "a number, or one per channel"
-        raise ConfigError(f"`{name}` must be {needed}, got {reprlib.repr(value)}")
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
+def _per_channel(given: object, channels: int) -> tuple[Any, ...]:
+    """One number for every channel, or what is given for each of them, which ModelConfig checks."""
+    each = values.entries(given)
+    return (given,) * channels if each is None else each

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from mondeq.errors import ConfigError, RunError
 from mondeq.files import Writer, json_text, read_json, replace_file, replace_files, sole_writer, text_writer
-from mondeq.models import Classifier, ModelConfig
+from mondeq.models import Classifier, ModelConfig, describe
 from splitting.errors import SplittingError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -22,18 +23,67 @@ _FORMAT = 1
 def save(model: Classifier, folder: str | Path, **extra: Any) -> None:
     """Write `model` to `folder` (made if absent) as config.json and model.safetensors, each in one atomic step.
 
-    extra: further JSON entries of config.json. Raises RunError where the folder cannot be written, or somebody else
-    writes to it.
+    What is written is the network as it is now, its layer's activation, solver and tolerances included, whatever
+    `model.config` says; `on_failure` and `monitor` are left to the program that loads it. extra: further JSON entries
+    of config.json. Raises RunError, and writes nothing, where the folder cannot be written, somebody else writes
+    to it or `load` would not give the same network back: hooks, parametrizations, subclasses and wrappers, settings
+    that no configuration has, weights that are not finite, share memory or are not all float32 or all float64.
     """
     folder = Path(folder)
-    config, weights = text_writer(json_text(describe(model, **extra))), _tensor_writer(model.state_dict())
+    config, tensors = _contents(model, folder)
+    text = config_text(config, **extra)
     with sole_writer(folder):
-        replace_files({folder / CONFIG: config, folder / WEIGHTS: weights})
+        replace_files({folder / CONFIG: text_writer(text), folder / WEIGHTS: _tensor_writer(tensors)})
 
 
-def describe(model: Classifier, **extra: Any) -> dict[str, Any]:
-    """What config.json holds of `model`, with further entries."""
-    return {"format": _FORMAT, "model": model.config.to_dict(), **extra}
+def config_text(config: ModelConfig, /, **extra: Any) -> str:
+    """What config.json holds of a model, with further entries. Raises RunError for what is no JSON value."""
+    if "format" in extra:
+        raise RunError("`format` is an entry of config.json that `save` writes itself; choose another name")
+    try:
+        return json_text({"format": _FORMAT, "model": config.to_dict(), **extra})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RunError(f"the further entries of config.json must be JSON values: {error}") from None
+
+
+def _contents(model: Classifier, folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The configuration and the tensors that make `model`. Raises RunError where `load` would not take them back."""
+    try:
+        config = describe(model)
+        # Not the state_dict, which hooks may change.
+        tensors = {name: weight.detach() for name, weight in model.named_parameters(remove_duplicate=False)}
+        _check_memory(tensors)
+        check_tensors(tensors, _expected(config, tensors), "`model`")
+    except (ConfigError, SplittingError, RunError) as error:
+        raise RunError(f"cannot save this model to {folder}: {error}") from None
+    return config, tensors
+
+
+def _check_memory(tensors: dict[str, Tensor]) -> None:
+    """Raise RunError for tensors without values of their own: loaded, those that share memory would go apart."""
+    for name, tensor in tensors.items():
+        if tensor.is_meta or tensor.layout is not torch.strided:
+            raise RunError(f"{name} is a {tensor.layout} tensor on {tensor.device}, whose values no file takes")
+    spans = sorted(
+        (str(t.device), t.data_ptr(), t.data_ptr() + _extent(t), name) for name, t in tensors.items() if t.numel()
+    )
+    for (place, _, end, name), (other_place, start, _, other) in pairwise(spans):
+        if place == other_place and start < end:
+            raise RunError(f"{name} and {other} share memory, which a file cannot express; clone one of them")
+
+
+def _extent(tensor: Tensor) -> int:
+    """Bytes from the first entry of `tensor` to the end of its last."""
+    steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (steps + 1) * tensor.element_size()
+
+
+def _expected(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names, shapes and dtype of the weights of `config`: float64 where all of `tensors` are, else float32."""
+    double = bool(tensors) and all(t.dtype == torch.float64 for t in tensors.values())
+    # Without memory behind it: a config that asks for absurd sizes is found out by its tensors.
+    with torch.device("meta"):
+        return dict(Classifier(config).to(torch.float64 if double else torch.float32).state_dict())
 
 
 def load(folder: str | Path, *, device: str | torch.device = "cpu") -> Classifier:
@@ -49,21 +99,19 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> Classifie
     if config.get("format") != _FORMAT or not isinstance(config.get("model"), dict):
         raise RunError(f"{folder / CONFIG} is not of format {_FORMAT}; it was not written by this version of mondeq")
     tensors = read_tensors(folder / WEIGHTS)
-    double = bool(tensors) and all(t.dtype == torch.float64 for t in tensors.values())
-    dtype = torch.float64 if double else torch.float32
     try:
         model_config = ModelConfig.from_dict(config["model"])
-        # Without memory behind it first: a config that asks for absurd sizes is found out by its tensors.
-        with torch.device("meta"):
-            expected = dict(Classifier(model_config).to(dtype).state_dict())
+        expected = _expected(model_config, tensors)
         check_tensors(tensors, expected, folder / WEIGHTS)
-        model = Classifier(model_config).to(dtype)
+        # Its initial weights are drawn in vain: the caller's random numbers, modes and defaults stay out of it.
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+            model = Classifier(model_config).to(next(iter(expected.values())).dtype)
+            model.load_state_dict(tensors)
     except RunError:
         raise
     except (ConfigError, SplittingError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = str(error).partition("\n")[0]
         raise RunError(f"{folder / CONFIG} describes no model: {reason}") from None
-    model.load_state_dict(tensors)
     return model.to(device).eval()
 
 
@@ -94,8 +142,8 @@ def _tensor_writer(tensors: dict[str, Tensor], metadata: dict[str, str] | None =
     return lambda temporary: save_file(plain, temporary, metadata)
 
 
-def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
-    """Raise RunError unless `found` has the names, shapes and dtypes of `expected`, all finite."""
+def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], path: Path | str) -> None:
+    """Raise RunError unless `found`, which `path` holds, has the names, shapes and dtypes of `expected`, all finite."""
     missing, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or unknown:
         raise RunError(f"{path} does not fit its config: missing {missing or 'none'}, unknown {unknown or 'none'}")

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 import splitting
+from mondeq import arguments
 from mondeq.lipschitz import Bound, best_pairs, lipschitz_bounds
-from mondeq.models import Classifier, exact_copy
+from mondeq.models import Classifier, exact_copy, fingerprint
+from mondeq.scrutiny import proving
 from splitting import verified
 from splitting.errors import InvalidArgument
 
@@ -39,11 +41,15 @@ class Report:
         return _mean(self.correct)
 
     def certified_accuracy(self, radii: Iterable[float]) -> dict[float, float]:
-        """Share of samples that are correct and stay so for every perturbation of norm ≤ r, for each r."""
-        return {float(r): _mean(self.correct & (self.radius >= r)) for r in radii}
+        """Share of samples that are correct and proved to stay so for every perturbation of norm ≤ r, for each r.
+
+        radii: numbers ≥ 0. Where nothing is proved (radius 0) nothing is counted, at r = 0 either: that r asks for the
+        prediction of the exact network itself. Raises InvalidArgument.
+        """
+        proved = self.correct & (self.radius > 0)
+        return {r: _mean(proved & (self.radius >= r)) for r in arguments.radii(radii)}
 
 
-@torch.no_grad()
 def certify(
     model: Classifier,
     images: Tensor,
@@ -57,20 +63,21 @@ def certify(
     radius = min over j of (y_i − y_j − δ_ij)/L_ij with i the prediction, L_ij the smallest certified constant of that
     gap and δ_ij a proved bound on the error of the computed gap: the solver's, and all rounding. images: (N, C, H, W)
     in [0, 1], float; labels: (N,) integers. batch_size: images solved at a time (None: at most 500, fewer where their
-    states are large). bounds: those of `lipschitz_bounds(model)`, where they are at hand.
-    Everything is computed in float64. Raises InvalidArgument for NaN or inf images, wrong shapes or labels out of
-    range.
+    states are large). bounds: those of `lipschitz_bounds(model)` for its present weights, where they are at hand.
+    Everything is computed in float64. Raises InvalidArgument or InvalidType for NaN or inf images, wrong shapes, labels
+    out of range, bounds of other weights, and for a model of which it is not certain that model(x) is the network that
+    its weights say: one with hooks, parametrizations, overridden methods or an activation steeper than 1.
     """
-    _check(model, images, labels)
-    if batch_size is not None and batch_size < 1:
-        raise InvalidArgument(f"`batch_size` must be an integer ≥ 1, got {batch_size!r}")
     exact = exact_copy(model)
-    batch_size = batch_size or min(max(_ENTRIES_AT_ONCE // exact.linear.state_shape.numel(), 1), 500)
+    _check(exact, images, labels)
+    most = min(max(_ENTRIES_AT_ONCE // exact.linear.state_shape.numel(), 1), 500)
+    batch_size = most if batch_size is None else arguments.count("batch_size", batch_size)
     bounds = lipschitz_bounds(model) if bounds is None else bounds
-    gaps = _GapCertifier(exact, best_pairs(bounds))
-    parts = [gaps.radii(chunk.double()) for chunk in images.split(batch_size)] or [gaps.radii(images.double())]
-    radius, prediction, error = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Report(radius, prediction == labels.to(prediction.device), prediction, error, bounds)
+    with proving(exact.device):
+        gaps = _GapCertifier(exact, best_pairs(bounds, fingerprint(exact)))
+        parts = [gaps.radii(chunk.double()) for chunk in images.split(batch_size)] or [gaps.radii(images.double())]
+        radius, prediction, error = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Report(radius, prediction == labels.to(prediction.device), prediction, error, dict(bounds))
 
 
 class _GapCertifier:
@@ -124,15 +131,8 @@ def _mean(mask: Tensor) -> float:
 
 def _check(model: Classifier, images: Tensor, labels: Tensor) -> None:
     shape = model.config.image_shape
-    if images.ndim != 4 or tuple(images.shape[1:]) != tuple(shape):
+    if isinstance(images, Tensor) and (images.ndim != 4 or tuple(images.shape[1:]) != shape):
         raise InvalidArgument(f"`images` must have shape (N, {', '.join(map(str, shape))}), got {tuple(images.shape)}")
-    if not images.is_floating_point():
-        raise InvalidArgument(f"`images` must be floating point in [0, 1], got {images.dtype}; divide bytes by 255")
-    if not bool(torch.isfinite(images).all()):
-        raise InvalidArgument("`images` hold NaN or inf; nothing can be certified for them")
-    if labels.shape != images.shape[:1] or labels.is_floating_point():
-        raise InvalidArgument(f"`labels` must be {len(images)} integers, got {labels.dtype} {tuple(labels.shape)}")
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < model.config.classes:
-        raise InvalidArgument(
-            f"`labels` must lie in 0 … {model.config.classes - 1}, got {int(labels.min())} … {int(labels.max())}"
-        )
+    arguments.check_images(model.config, images)
+    arguments.check_values(images, model.device, "nothing can be certified for them")
+    arguments.check_labels(model.config, labels, len(images))

@@ -8,11 +8,12 @@ line that says where it happened; with MONDEQ_TRACEBACK=1 in the environment it 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import traceback
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from typing import NoReturn
 
 import torch
@@ -20,7 +21,7 @@ import torch
 import mondeq
 from mondeq import distributed
 from mondeq.cli import bound, certify, import_checkpoint, info, train
-from mondeq.cli.output import complain, flush, one_line, tolerant_streams
+from mondeq.cli.output import complain, flush, one_line, show, tolerant_streams
 from mondeq.errors import MondeqError
 from splitting.errors import SplittingError
 
@@ -66,12 +67,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (train, certify, bound, info, import_checkpoint):
         module.add_parser(commands)
-    with ExitStack() as silence:
-        if not distributed.speaks():
-            nowhere = silence.enter_context(open(os.devnull, "w"))
-            silence.enter_context(redirect_stdout(nowhere))
-            silence.enter_context(redirect_stderr(nowhere))
-        return parser.parse_args(arguments)
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            return parser.parse_args(arguments)
+    finally:
+        # argparse itself does not mind where what it prints goes lost.
+        if distributed.speaks():
+            for line in err.getvalue().splitlines():
+                complain(line)
+            if out.getvalue():
+                show(out.getvalue().removesuffix("\n"))
 
 
 def _explain(error: BaseException) -> tuple[int, str | None]:

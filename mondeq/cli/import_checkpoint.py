@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 
 import mondeq
-from mondeq import distributed
+from mondeq import data, distributed
 from mondeq.cli import places
 from mondeq.cli.evaluation import add_data_dir, count
 from mondeq.cli.output import show
-from mondeq.errors import RunError
+from mondeq.errors import ConfigError, RunError
 from mondeq.files import write_json
 from mondeq.original import load_original_checkpoint
 from mondeq.runs import save
@@ -48,6 +48,8 @@ def _import(options: argparse.Namespace) -> None:
     folder: Path = options.out
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists and is not an empty folder; choose another --out")
+    if options.data not in (None, *data.NAMES) and not options.data.startswith("folder:"):
+        raise ConfigError(f"`data` is {options.data!r}; it must be one of {', '.join(data.NAMES)}")
     mean, std = (values[0] if len(values) == 1 else values for values in (options.mean, options.std))
     model = load_original_checkpoint(options.file, m=options.m, mean=mean, std=std, image_size=options.image_size)
     extra = {} if options.data is None else {"training": {"data": places.portable(options.data)}}

@@ -10,6 +10,7 @@ import argparse
 import codecs
 import io
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -57,9 +58,11 @@ def flush() -> None:
 
 
 def complain(text: str) -> None:
-    """One line on stderr. Where nobody can be told, nothing happens: no warning ends the work it warns of."""
+    """One line on stderr, its middle left out where it is endless. Where nobody can be told, nothing happens: no
+    warning ends the work it warns of."""
+    line = one_line(text)
     with suppress(OSError):
-        print(one_line(text), file=sys.stderr, flush=True)
+        print(line if len(line) <= 1000 else f"{line[:600]} … {line[-300:]}", file=sys.stderr, flush=True)
 
 
 def one_line(text: str) -> str:
@@ -109,8 +112,9 @@ def save_json(path: Path | None, value: dict[str, Any]) -> None:
 def _check_writable(path: Path) -> None:
     try:
         # Files are replaced, so a device or a pipe would be lost.
-        if path.exists() and not path.is_file():
-            raise RunError(f"cannot write {path}: it exists and is not a regular file")
+        with suppress(FileNotFoundError):
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise RunError(f"cannot write {path}: it exists and is not a regular file")
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except (OSError, ValueError) as error:

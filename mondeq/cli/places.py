@@ -7,10 +7,10 @@ NAME without the folders above. `local.json` beside it has the paths, if there a
 from __future__ import annotations
 
 import os
-import reprlib
 from pathlib import Path
 from typing import Any
 
+from mondeq import values
 from mondeq.errors import ConfigError
 from mondeq.files import read_json
 from mondeq.runs import CONFIG
@@ -65,11 +65,11 @@ def _absolute(path: str | Path) -> Path:
     return Path(os.path.realpath(os.path.expanduser(path)))
 
 
-def _entry(values: dict[str, Any], name: str, needed: str, file: Path) -> str:
+def _entry(entries: dict[str, Any], name: str, needed: str, file: Path) -> str:
     """The text called `name`, "" where there is none."""
-    value = values.get(name)
+    value = entries.get(name)
     if value is None:
         return ""
     if not is_file_name(value):
-        raise ConfigError(f"`{name}` in {file} must be {needed}, got {reprlib.repr(value)}")
+        raise ConfigError(f"`{name}` in {file} must be {needed}, got {values.shown(value)}")
     return value

@@ -31,9 +31,9 @@ from mondeq.cli.events import FOLDER as TENSORBOARD
 from mondeq.cli.events import EventFile, need_tensorboard
 from mondeq.cli.output import add_json, check_writable, complain, percent, save_json, show
 from mondeq.errors import ConfigError, RunError
-from mondeq.files import clear_temporary, json_text, own, read_json, sole_writer, write_json
+from mondeq.files import clear_temporary, json_text, own, read_json, sole_writer, write_json, write_text
 from mondeq.models import ACTIVATIONS, KINDS, SOLVERS, Classifier, ModelConfig
-from mondeq.runs import CONFIG, WEIGHTS, describe, load
+from mondeq.runs import CONFIG, WEIGHTS, config_text, load
 from mondeq.training import checkpoint
 from mondeq.training.config import OPTIMIZERS, SCHEDULES, TrainingConfig
 from mondeq.training.progress import Epoch, write_history
@@ -330,13 +330,14 @@ def _new_configs(settings: dict[str, Any], dataset: data.Dataset) -> tuple[Model
 def _create(trainer: Trainer, options: argparse.Namespace) -> None:
     """Write the settings. Raises RunError where there are others, of a run that died before its first checkpoint."""
     if distributed.is_main():
-        config = describe(trainer.model, training=trainer.config.to_dict(), version=mondeq.__version__)
-        for name, value in ((places.LOCAL, places.local(options.data, options.data_dir)), (CONFIG, config)):
+        local = places.local(options.data, options.data_dir)
+        config = config_text(trainer.model.config, training=trainer.config.to_dict(), version=mondeq.__version__)
+        for name, text in ((places.LOCAL, json_text(local)), (CONFIG, config)):
             path = trainer.folder / name
-            if path.exists() and read_json(path) != json.loads(json_text(value)):
+            if path.exists() and read_json(path) != json.loads(text):
                 raise RunError(f"{path} has other settings, not trained yet; choose another --out, or --resume them")
-            if value:
-                write_json(path, value)
+            if name == CONFIG or local:
+                write_text(path, text)
     distributed.wait()
 
 

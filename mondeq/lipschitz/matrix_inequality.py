@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # public, but not listed in its stub
 
 from mondeq.lipschitz.bound import Bound
-from mondeq.models import Classifier
+from mondeq.models import Classifier, check_exact, fingerprint
 from mondeq.parameterizations import DenseInput
 from splitting import verified
 from splitting.errors import InvalidType
@@ -29,21 +29,24 @@ def matrix_inequality_bound(exact: Classifier, metric: Tensor | None = None) -> 
     exact: a float64 classifier on a dense parameterization. metric: (n,), positive; by default the operator's own.
     Never worse than the product bound with the same metric, up to the slack of the proof (1e-9 relative).
     """
+    check_exact(exact)
     head = exact.head_weight.detach()
     pairs = head.new_zeros(len(head), len(head))
     try:
-        return _bound(_Problem.of(exact, metric), head, pairs)
+        value = _constants(_Problem.of(exact, metric), head, pairs)
     except LinAlgError:
         # Weights of such a scale that no eigenvalue routine copes: nothing is proved.
+        value = math.inf
         pairs.fill_(math.inf).fill_diagonal_(0)
-        return Bound(math.inf, "certified", "matrix inequality", _ASSUMPTIONS, pairs)
+    return Bound(value, "certified", "matrix inequality", _ASSUMPTIONS, pairs).sealed(fingerprint(exact))
 
 
-def _bound(problem: _Problem, head: Tensor, pairs: Tensor) -> Bound:
+def _constants(problem: _Problem, head: Tensor, pairs: Tensor) -> float:
+    """The constant of all logits; those of their gaps are written to `pairs`."""
     for i in range(len(head)):
         for j in range(i):
             pairs[i, j] = pairs[j, i] = problem.prove((head[i] - head[j])[None])
-    return Bound(problem.prove(head), "certified", "matrix inequality", _ASSUMPTIONS, pairs)
+    return problem.prove(head)
 
 
 # The search costs a few n³ products per step: seconds up to here, minutes beyond.
@@ -59,7 +62,7 @@ def optimised_metric(exact: Classifier, *, steps: int = 150) -> Tensor:
     operator = _dense(exact).operator()
     matrix, head = operator.matrix.detach(), exact.head_weight.detach()
     inputs = _dense(exact).U.detach() * exact.pixel_scale()
-    start = torch.ones(len(matrix), dtype=torch.float64) if operator.metric is None else operator.metric.detach()
+    start = matrix.new_ones(len(matrix)) if operator.metric is None else operator.metric.detach()
     if not bool(inputs.any()) or not bool(head.any()):
         return start  # a constant network needs no search
     try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mondeq.lipschitz.bound import Bound
-from mondeq.models import Classifier
+from mondeq.models import Classifier, check_exact, fingerprint
 from splitting import verified
 
 _ASSUMPTIONS = "exact equilibrium of the stored weights; inputs anywhere in pixel space"
@@ -20,6 +20,7 @@ def product_bound(exact: Classifier) -> Bound:
 
     pairs[i, j] replaces W_o by the difference of its rows i and j: a gap is more regular than two logits.
     """
+    check_exact(exact)
     input_gain = _input_gain(exact)
     head = metric_head(exact)
     value = verified.spectral_norm(head, perturbation=_rounding(head)) * input_gain
@@ -27,7 +28,8 @@ def product_bound(exact: Classifier) -> Bound:
     norms = verified.vector_norm(differences.flatten(0, 1)).reshape(len(head), len(head))
     pairs = (norms + 2 * _rounding(head)) * input_gain * (1 + 1e-15)
     pairs.fill_diagonal_(0)
-    return Bound(verified.round_up(value), "certified", "product", _ASSUMPTIONS, pairs)
+    bound = Bound(verified.round_up(value), "certified", "product", _ASSUMPTIONS, pairs)
+    return bound.sealed(fingerprint(exact))
 
 
 def metric_head(exact: Classifier) -> Tensor:

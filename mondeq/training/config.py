@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import reprlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, TypeGuard
 
-import numpy as np
-
+from mondeq import values
 from mondeq.errors import ConfigError
 
 OPTIMIZERS = ("adam", "adamw")
@@ -20,7 +18,8 @@ SCHEDULES = ("one-cycle", "step", "constant")
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """One training run. Raises ConfigError for a value outside its range.
+    """One training run. Numbers of numpy and torch become Python's. Raises ConfigError for any other kind of value and
+    for one outside its range, so that nothing that is accepted here fails later.
 
     data: a data set's name. epochs, batch_size: batch_size is over all processes together. optimizer, lr,
     weight_decay: lr is the peak of the schedule. schedule: "one-cycle" rises over the first 30 % and falls to 0 by
@@ -48,31 +47,42 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require("data", self.data, is_file_name(self.data), "the name of a data set")
-        _require("flip", self.flip, isinstance(self.flip, bool | np.bool_), "true or false")
+        self._keep("data", self.data if is_file_name(self.data) else None, "the name of a data set")
         for name, names in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             value = getattr(self, name)
-            _require(name, value, isinstance(value, str) and value in names, f"one of {', '.join(names)}")
+            self._keep(name, value if isinstance(value, str) and value in names else None, f"one of {', '.join(names)}")
         for name in ("epochs", "batch_size", "decay_every"):
-            self._normalise(name, _whole(name, getattr(self, name), 1))
+            self._keep_whole(name, 1)
         for name in ("shift", "seed"):
-            self._normalise(name, _whole(name, getattr(self, name), 0))
-        for name in ("lr", "weight_decay", "clip", "radius", "ramp", "logit_scale"):
-            self._normalise(name, _real(name, getattr(self, name)))
-        self._normalise("flip", bool(self.flip))
+            self._keep_whole(name, 0)
         for name in ("lr", "logit_scale"):
-            _require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "a finite number > 0")
+            self._keep_real(name, lambda value: 0 < value < math.inf, "a finite number > 0")
         for name in ("weight_decay", "clip", "radius"):
-            _require(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "a finite number ≥ 0")
-        _require("ramp", self.ramp, 0 <= self.ramp <= 1, "in [0, 1]")
+            self._keep_real(name, lambda value: 0 <= value < math.inf, "a finite number ≥ 0")
+        self._keep_real("ramp", lambda value: 0 <= value <= 1, "in [0, 1]")
+        self._keep("flip", values.truth(self.flip), "true or false")
 
-    def _normalise(self, name: str, value: object) -> None:
-        """Python's own numbers, whichever kind was given: JSON knows no others."""
+    def _keep_whole(self, name: str, least: int) -> None:
+        value = values.whole(getattr(self, name))
+        # torch takes no larger ones, as a seed or anywhere.
+        largest = 2**63 - 1
+        needed = f"an integer ≥ {least}" if value is None or value <= largest else "an integer < 2^63"
+        self._keep(name, value if value is not None and least <= value <= largest else None, needed)
+
+    def _keep_real(self, name: str, inside: Callable[[float], bool], needed: str) -> None:
+        value = values.real(getattr(self, name))
+        self._keep(name, value if value is not None and inside(value) else None, needed)
+
+    def _keep(self, name: str, value: object, needed: str) -> None:
+        """Store what the setting is as a plain value; None is what is not as needed."""
+        if value is None:
+            raise ConfigError(f"`{name}` must be {needed}, got {values.shown(getattr(self, name))}")
         object.__setattr__(self, name, value)
 
     def check_images(self, height: int, width: int) -> None:
         """Raises ConfigError unless `shift` leaves something of images of this size to be seen."""
-        _require("shift", self.shift, self.shift < min(height, width), f"less than the side of images {height}×{width}")
+        if self.shift >= min(height, width):
+            raise ConfigError(f"`shift` must be less than the side of images of {height}×{width}, got {self.shift}")
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of the step'th step (from 0): a function of nothing else, so that runs resume exactly."""
@@ -92,14 +102,15 @@ class TrainingConfig:
         return self.radius if step >= rise else self.radius * step / rise
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
+    def from_dict(cls, settings: dict[str, Any]) -> TrainingConfig:
         """A configuration read back from JSON. Unknown, missing and mistyped entries are errors."""
         known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ConfigError(f"unknown training setting(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        if "data" not in values:
-            raise ConfigError("the training setting `data` is missing")
-        return cls(**values)
+        wrong = sorted(set(settings) - known) or sorted({"data"} - set(settings))
+        if wrong:
+            raise ConfigError(
+                f"unknown or missing training settings: {', '.join(wrong)}; known are {', '.join(sorted(known))}"
+            )
+        return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -114,25 +125,3 @@ def is_file_name(value: object) -> TypeGuard[str]:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _whole(name: str, value: object, least: int) -> int:
-    """`value`, Python's or numpy's whole number, as an int that torch takes too."""
-    needed = f"an integer ≥ {least} and < 2^63"
-    _require(name, value, isinstance(value, Integral) and not isinstance(value, bool), needed)
-    _require(name, value, least <= value < 2**63, needed)  # type: ignore[operator]
-    return int(value)  # type: ignore[call-overload]
-
-
-def _real(name: str, value: object) -> float:
-    """`value`, Python's or numpy's real number, as a float; inf for one too large to be one."""
-    _require(name, value, isinstance(value, Real) and not isinstance(value, bool), "a number")
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except OverflowError:
-        return math.inf
-
-
-def _require(name: str, value: object, holds: bool, needed: str) -> None:
-    if not holds:
-        raise ConfigError(f"`{name}` must be {needed}, got {reprlib.repr(value)}")

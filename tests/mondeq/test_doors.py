@@ -1,0 +1,619 @@
+"""Whatever comes in from outside is taken, or refused in one line: settings, options, streams, other processes.
+
+The fuzzers are seeded and change one thing at a time, so that what they find can be read off the failing case.
+"""
+
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mondeq
+from mondeq import distributed
+from mondeq.cli import main
+from mondeq.cli.output import check_writable, one_line
+from mondeq.data import Dataset
+from mondeq.errors import ConfigError, RunError
+from mondeq.files import read_json
+from mondeq.models import ModelConfig
+from mondeq.runs import CONFIG, WEIGHTS
+from mondeq.training import Trainer, TrainingConfig, checkpoint
+from tests.mondeq.test_distributed import free_ports
+
+ROOT = Path(__file__).parents[2]
+NAN, INF = float("nan"), float("inf")
+# Kinds, signs and sizes of values that JSON can hold.
+STRANGE: tuple[Any, ...] = (
+    *(None, True, False, -1, 0, 1, 2**31, 2**63 - 1, 2**63, 2**64, 10**400, -(10**30), 0.5, -0.0, 1e308, -1e308),
+    *(1e-320, NAN, INF, "", "x", "digits", "a\0b", "\ud800", "\x1b[31m\n", "9" * 5000),
+    *([], [0], ["x"], [1, 2, 3], [[1]], [1e308], [NAN], {}, {"a": 1}, [None]),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Called:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Called]:
+    """The command line in this process."""
+
+    def run(*arguments: object) -> Called:
+        capsys.readouterr()
+        code = main([str(a) for a in arguments])
+        return Called(code, *capsys.readouterr())
+
+    return run
+
+
+def explained(called: Called, *codes: int) -> None:
+    """One of the exit codes; where it is a failure, one short line that blames nobody else than the input."""
+    assert called.code in codes, called
+    assert "internal error" not in called.err
+    assert "Traceback" not in called.err
+    lines = [line for line in called.err.splitlines() if not line.startswith(("warning: ", "usage: ", " "))]
+    assert len(lines) == (called.code != 0), called.err
+    assert all(len(line) <= 1000 and line.isprintable() for line in lines), called.err
+
+
+@pytest.fixture(scope="module")
+def trained_run(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a few seconds. Not to be changed by a test."""
+    run = tmp_path_factory.mktemp("doors") / "run"
+    quick = ["--data", "digits", "--model", "dense", "--features", "4", "--epochs", "1", "--batch-size", "800"]
+    assert main(["train", *quick, "--certify", "2", "--device", "cpu", "--out", str(run)]) == 0
+    return run
+
+
+def altered(run: Path, folder: Path, path: tuple[str, ...], value: Any) -> Path:
+    """A copy of `run` with one entry of its config.json changed, or taken away where `value` is `...`."""
+    if not folder.exists():
+        folder.mkdir()
+        for name in (WEIGHTS, checkpoint.NAME):
+            shutil.copy(run / name, folder / name)
+    config = json.loads((run / CONFIG).read_text())
+    at = config
+    for name in path[:-1]:
+        at = at[name]
+    if value is ...:
+        at.pop(path[-1], None)
+    else:
+        at[path[-1]] = value
+    (folder / CONFIG).write_text(json.dumps(config))
+    return folder
+
+
+# -- settings ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(TrainingConfig)])
+def test_training_settings_are_plain_values_or_refused(name: str) -> None:
+    """What passes is of the type that is declared, survives JSON, and makes a generator and an optimiser."""
+    plain = {"str": str, "int": int, "float": float, "bool": bool}
+    declared = {f.name: plain[str(f.type)] for f in fields(TrainingConfig)}
+    numpys = [np.int64(3), np.float32(0.5), np.bool_(True), np.array(2), torch.tensor(0.25), np.array([1, 2]), object()]
+    passed, refusals = 0, []
+    for value in [*STRANGE, *numpys, 10**5000]:
+        try:
+            config = TrainingConfig(**({"data": "digits"} | {name: value}))
+        except ConfigError as error:
+            refusals.append(one_line(str(error)))
+            continue
+        passed += 1
+        assert type(getattr(config, name)) is declared[name]
+        assert TrainingConfig.from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False))) == config
+        torch.Generator().manual_seed(config.seed)
+        torch.optim.Adam([torch.zeros(1)], lr=config.lr, weight_decay=config.weight_decay)
+        for step in (0, 1, 10**6):
+            assert 0 <= config.learning_rate(step, 10) < INF
+            assert 0 <= config.ramped_radius(step, 10) < INF
+    assert (passed == 0) == (name in ("optimizer", "schedule"))
+    assert refusals
+    assert all(f"`{name}` must be" in line and len(line) < 300 for line in refusals)
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "decay_every", "shift", "seed"])
+def test_whole_numbers_reach_as_far_as_those_of_torch(name: str) -> None:
+    assert getattr(TrainingConfig(**{"data": "digits", name: 2**63 - 1}), name) == 2**63 - 1
+    for value in (2**63, 2**64, 10**5000, -1, 1.0, True, "1"):
+        with pytest.raises(ConfigError, match=rf"`{name}` must be an integer (≥ [01]|< 2\^63), got"):
+            TrainingConfig(**{"data": "digits", name: value})
+
+
+def test_a_shift_out_of_the_picture_is_refused(digits: Dataset, tmp_path: Path) -> None:
+    model = mondeq.Classifier(ModelConfig("dense", (1, 8, 8), 10, digits.mean, digits.std, features=3))
+    Trainer(model, digits, TrainingConfig("digits", shift=7), tmp_path, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="`shift` must be less than the side of images of 8×8, got 8"):
+        Trainer(model, digits, TrainingConfig("digits", shift=8), tmp_path, torch.device("cpu"))
+
+
+def test_settings_of_a_model_in_config_json(call: Callable[..., Called], trained_run: Path, tmp_path: Path) -> None:
+    names = [("format",), ("model",), *(("model", f.name) for f in fields(ModelConfig)), ("model", "nonsense")]
+    for name, value in itertools.product(names, STRANGE):
+        explained(call("info", altered(trained_run, tmp_path / "run", name, value)), 0, 1)
+
+
+def test_settings_of_training_in_config_json(
+    call: Callable[..., Called], trained_run: Path, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that are not refused, a finished run has only its certificate to make again."""
+
+    def finished(self: Trainer) -> None:
+        raise RunError("finished")
+
+    monkeypatch.setattr(Trainer, "run", finished)
+    monkeypatch.setattr("mondeq.data.load_digits", lambda: digits)
+    names = [("training", f.name) for f in fields(TrainingConfig)] + [("training",), ("data_dir",), ("training", "x")]
+    for name, value in itertools.product(names, (..., *STRANGE)):
+        explained(call("train", "--resume", "--out", altered(trained_run, tmp_path / "run", name, value)), 1)
+
+
+@pytest.mark.parametrize("command", ["certify", "bound"])
+def test_the_data_that_a_run_names(
+    command: str, call: Callable[..., Called], trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*_: Any) -> None:
+        raise RunError("loaded")
+
+    monkeypatch.setattr("mondeq.cli.bound.lipschitz_bounds", loaded)
+    monkeypatch.setattr("mondeq.cli.certify.certify_split", loaded)
+    for name, value in itertools.product([("training",), ("training", "data"), ("data_dir",)], (..., *STRANGE)):
+        explained(call(command, altered(trained_run, tmp_path / "run", name, value)), 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[1]",
+        "{",
+        "\ufeff{}",
+        "9" * 5000,
+        '{"a": ' + "9" * 5000 + "}",
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        '{"a": nan}',
+    ],
+    ids=["empty", "list", "brace", "mark", "digits", "digits in it", "brackets", "braces", "nan"],
+)
+def test_json_that_is_none(text: str, call: Callable[..., Called], trained_run: Path, tmp_path: Path) -> None:
+    run = altered(trained_run, tmp_path / "run", ("format",), 1)
+    for name in (CONFIG, "metrics.json"):
+        (run / name).write_text(text)
+        explained(call("info", run), 1)
+        with pytest.raises(RunError, match=name):
+            read_json(run / name)
+        (run / CONFIG).write_bytes((trained_run / CONFIG).read_bytes())
+
+
+def test_json_nested_as_deep_as_python_reads_it(call: Callable[..., Called], trained_run: Path, tmp_path: Path) -> None:
+    """What can be read may still be too deep to be shown."""
+    run = altered(trained_run, tmp_path / "run", ("format",), 1)
+    for depth in (100, 500, 800, 900, 950, 970, 990):
+        (run / "metrics.json").write_text('{"a":' * depth + "1" + "}" * depth)
+        explained(call("info", run, "--json", tmp_path / "f.json"), 0, 1)
+
+
+# -- options -------------------------------------------------------------------------------------------------------
+
+NUMBERS = (
+    "0",
+    "-1",
+    "1",
+    str(2**63),
+    str(2**64),
+    "9" * 5000,
+    "-" + "9" * 30,
+    "1.5",
+    "1e400",
+    "nan",
+    "٣",
+    "",
+    "x",
+    "\x1b[3m\n",
+)
+
+
+def test_every_option_of_training_takes_or_refuses_any_number(
+    call: Callable[..., Called], tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written for what is refused."""
+    monkeypatch.setattr("mondeq.data.load_digits", lambda: digits)
+
+    def made(self: Trainer, *_: Any, **__: Any) -> None:
+        raise RunError("made")
+
+    monkeypatch.setattr(Trainer, "__init__", made)
+    kinds = {"--channels": "conv", "--kernel-size": "conv", "--pool": "conv", "--gamma": "lipschitz"}
+    options = ("--features", "--m", "--tol", "--max-steps", "--radius", "--epochs", "--batch-size", "--lr")
+    options += (
+        "--decay-every",
+        "--weight-decay",
+        "--clip",
+        "--ramp",
+        "--logit-scale",
+        "--shift",
+        "--seed",
+        "--certify",
+    )
+    for option, text in itertools.product([*kinds, *options, "--device", "--data", "--solver"], NUMBERS):
+        given = ["train", "--data", "digits", "--model", kinds.get(option, "dense"), "--out", tmp_path / "run"]
+        explained(call(*given, f"{option}={text}"), 1, 2)
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("certify", ("--radii", "--limit", "--attack-samples", "--device")), ("bound", ("--images", "--device"))],
+)
+def test_every_option_of_certificates_takes_or_refuses_any_number(
+    command: str, options: tuple[str, ...], call: Callable[..., Called], trained_run: Path, monkeypatch: Any
+) -> None:
+    def computed(*_: Any) -> None:
+        raise RunError("computed")
+
+    monkeypatch.setattr("mondeq.cli.bound.lipschitz_bounds", computed)
+    monkeypatch.setattr("mondeq.cli.certify.certify_split", computed)
+    for option, text in itertools.product(options, NUMBERS):
+        explained(call(command, trained_run, f"{option}={text}"), 1, 2)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 12, 2**70])
+def test_as_many_images_as_there_are(size: int, call: Callable[..., Called], trained_run: Path) -> None:
+    explained(call("certify", trained_run, "--limit", size), *((1, 2) if size in (0, 2**70) else (0,)))
+
+
+@pytest.mark.parametrize(
+    "name", ["cuda:300", "cuda:99999999999999999999", "cpu:1", "CPU", "cuda:-1", "cuda:\n", "cuda: 0"]
+)
+def test_devices_that_torch_reads_loosely(name: str) -> None:
+    """torch takes cuda:300 for cuda:44, and says so in its own words for the rest."""
+    with pytest.raises(ConfigError, match=r"use auto, cpu, cuda or cuda:N|finds no CUDA device|does not exist"):  # noqa: SIM117
+        with distributed.session(name):
+            pass
+
+
+# -- streams -------------------------------------------------------------------------------------------------------
+
+
+def python(arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m mondeq` through a shell, so that streams can be led elsewhere."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        ["sh", "-c", f"'{sys.executable}' -m mondeq {arguments}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-16", "latin-1", "utf-8"])
+def test_any_encoding(encoding: str, trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it lacks is written in plain letters, in help, results, warnings and errors alike."""
+    for expected, arguments, word in (
+        (0, ["train", "--help"], "gamma-Lipschitz"),
+        (0, ["certify", str(trained_run), "--limit", "3"], "l2 radius"),
+        (1, ["train", "--data", "digits", "--model", "dense", "--out", "/nowhere/σ", "--lr", "-1"], ">= 0|> 0"),
+        (2, ["certify", str(trained_run), "--limit", "-1"], ">= 1"),
+        (1, ["info", "/nowhere/ℓ\udcff\u4e2d"], r"\\udcff"),
+    ):
+        streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+        monkeypatch.setattr(sys, "stdout", streams[0])
+        monkeypatch.setattr(sys, "stderr", streams[1])
+        code = main(arguments)
+        monkeypatch.undo()
+        assert code == expected
+        said = ""
+        for stream in streams:
+            assert stream.errors == "strict"
+            stream.flush()
+            said += stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+        if encoding == "ascii":
+            assert re.search(word, re.sub(r"\s+", " ", said)), said
+
+
+def test_every_letter_of_ours_has_a_plain_form() -> None:
+    """In what commands print: help, tables, messages. Formulas of docstrings are not printed."""
+    from mondeq.cli.output import _PLAIN
+
+    out = io.StringIO()
+    for command in ("train", "certify", "bound", "info", "import-checkpoint"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdout", out)
+            assert main([command, "--help"]) == 0
+    assert {c for c in out.getvalue() if not c.isascii()} <= _PLAIN.keys()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
+@pytest.mark.parametrize("buffering", [1, -1])
+@pytest.mark.parametrize("arguments", [["info"], ["--help"], ["--version"], ["train", "--help"]], ids=" ".join)
+def test_a_full_stdout_is_one_line(
+    arguments: list[str], buffering: int, trained_run: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [*arguments, str(trained_run)] if arguments == ["info"] else arguments
+    stream = open("/dev/full", "w", buffering=buffering)  # noqa: SIM115  closing it fails before the repair
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(given) == 1
+    line = r"mondeq( info)?: cannot write to the standard output: No space left on device\n"
+    assert re.fullmatch(line, capsys.readouterr().err)
+    stream.close()  # nothing is left that the interpreter could stumble over when it exits
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
+def test_closed_and_full_streams(trained_run: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody listens to a closed stream. An error goes to nobody rather than to stdout."""
+    for name, arguments, code in (
+        ("stdout", ["info", str(trained_run)], 0),
+        ("stderr", ["info", str(trained_run)], 0),
+        ("stderr", ["info", "/nowhere"], 1),
+        ("stderr", ["nonsense"], 2),
+    ):
+        for stream in (None, open("/dev/full", "w")) if name == "stderr" else (None,):  # noqa: SIM115
+            with monkeypatch.context() as patch:
+                patch.setattr(sys, name, stream)
+                assert main(arguments) == code
+                assert getattr(sys, name) is stream
+            out, err = capsys.readouterr()
+            assert err == ""
+            assert ("parameters" in out) == (name == "stderr" and code == 0)
+            if stream is not None:
+                stream.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
+def test_streams_of_a_whole_process() -> None:
+    """To the very end of the interpreter, whose own messages come last."""
+    for arguments, code, said in (
+        ("--help >/dev/full", 1, "mondeq: cannot write to the standard output: No space left on device\n"),
+        ("info /nowhere >&- 2>&-", 1, ""),
+    ):
+        ran = python(arguments)
+        assert (ran.returncode, ran.stdout, ran.stderr) == (code, "", said)
+
+
+def test_a_warning_nobody_hears_ends_nothing(monkeypatch: pytest.MonkeyPatch, trained_run: Path) -> None:
+    class Full(io.StringIO):
+        def write(self, _: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    monkeypatch.setattr(
+        "mondeq.cli.info.read_json", lambda path: warnings.warn("unheard\nof", stacklevel=1) or read_json(path)
+    )
+    assert main(["info", str(trained_run)]) == 0
+
+
+def test_nothing_steers_the_terminal(call: Callable[..., Called], trained_run: Path, tmp_path: Path) -> None:
+    """Control sequences in names of files, classes and settings, and in what was typed, are shown, not obeyed."""
+    evil = "a\x1b[31m\x9b2Jb\u202e\nc\r\udcff"
+    run = altered(trained_run, tmp_path / "run", ("training", "data"), evil)
+    (run / "metrics.json").write_text(json.dumps({evil: evil, "classes": [evil]}))
+    for arguments in (
+        ["info", run],
+        ["info", evil],
+        ["certify", run],
+        ["info", run, evil],
+        [evil],
+        ["info", f"--{evil}"],
+    ):
+        called = call(*arguments)
+        for text in (called.out, called.err):
+            assert all(c.isprintable() or c == "\n" for c in text), arguments
+    out = call("info", run).out
+    assert r"a\x1b[31m\x9b2Jb\u202e\nc\r\udcff" in out
+
+
+def test_warnings_of_others_are_one_line(
+    call: Callable[..., Called], trained_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warned(path: Path) -> Any:
+        warnings.warn("one\ntwo\x1b[31m\nthree", UserWarning, stacklevel=1)
+        return read_json(path)
+
+    monkeypatch.setattr("mondeq.cli.info.read_json", warned)
+    assert call("info", trained_run).err == "warning: one\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (PermissionError(13, "Permission denied", "/root/run"), 1, "mondeq info: /root/run: Permission denied"),
+        (MemoryError(), 1, "mondeq info: out of memory; use a smaller model, batch or --limit"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried\nmore"),
+            1,
+            "mondeq info: out of memory; ",
+        ),
+        (KeyboardInterrupt(), 130, "mondeq info: interrupted"),
+        (distributed.FailedElsewhere(), 1, ""),
+        (BrokenPipeError(), 1, ""),
+        (RunError("one\ntwo"), 1, r"mondeq info: one\ntwo"),
+        (KeyError("gone"), 1, "mondeq info: internal error at "),
+    ],
+)
+def test_what_may_still_happen(
+    error: BaseException, code: int, line: str, call: Callable[..., Called], trained_run: Path, monkeypatch: Any
+) -> None:
+    """The last door. A fault of this package says so, where it is, and shows itself on demand."""
+
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("mondeq.cli.info.read_json", fails)
+    monkeypatch.delenv("MONDEQ_TRACEBACK", raising=False)
+    called = call("info", trained_run)
+    assert called.code == code
+    assert called.err.startswith(line)
+    assert called.err.count("\n") == bool(line)
+    if "internal" in line:
+        assert re.search(r"mondeq.cli.info\.py:\d+, KeyError: 'gone'", called.err)
+        monkeypatch.setenv("MONDEQ_TRACEBACK", "1")
+        with pytest.raises(KeyError):
+            call("info", trained_run)
+
+
+# -- files to be written -------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_written_is_found_before_the_work(
+    call: Callable[..., Called], trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worked(*_: Any, **__: Any) -> None:
+        pytest.fail("the work had begun")
+
+    for name in ("certify", "bound", "info"):
+        monkeypatch.setattr(f"mondeq.cli.{name}.load", worked)
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "dangling").symlink_to(tmp_path / "absent" / "x")
+    places = ["absent/f", ".", "file/f", "n" * 300, "/dev/null", "/dev/full", "/proc/f", "a\0b"]
+    for place, (command, *options) in itertools.product(
+        places, [("certify", "--json"), ("certify", "--plot"), ("bound", "--json"), ("info", "--json")]
+    ):
+        called = call(command, trained_run, *options, place if place.startswith("/") else f"{tmp_path}/{place}")
+        explained(called, 1)
+        assert "cannot write" in called.err
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "dangling"}
+    assert (tmp_path / "file").read_text() == "precious"
+    assert Path("/dev/null").is_char_device()
+
+
+def test_checking_a_file_leaves_no_trace(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("old")
+    check_writable(tmp_path / "there", tmp_path / "new", None)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("there", "old")]
+
+
+# -- processes -----------------------------------------------------------------------------------------------------
+
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ({"RANK": "0"}, "WORLD_SIZE"),
+        ({"WORLD_SIZE": "2"}, "RANK"),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, "MASTER_ADDR"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}, "MASTER_PORT"),
+        *(({"RANK": bad}, "RANK") for bad in ("", "x", "-1", "1.0", "9" * 5000, "2", "٣")),
+        *(({"WORLD_SIZE": bad}, "WORLD_SIZE") for bad in ("", "0", "-2", "two")),
+        *(({"MASTER_PORT": bad}, "MASTER_PORT") for bad in ("", "x", "65536", "-1")),
+        *(({"LOCAL_RANK": bad}, "LOCAL_RANK") for bad in ("", "x", "-1")),
+    ],
+)
+def test_environments_that_torchrun_did_not_make(
+    environment: dict[str, str], name: str, call: Callable[..., Called], trained_run: Path, monkeypatch: Any
+) -> None:
+    whole = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
+    half = len(environment) > 1 or environment in ({"RANK": "0"}, {"WORLD_SIZE": "2"})
+    for variable in TORCHRUN:
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in (environment if half else whole | environment).items():
+        monkeypatch.setenv(variable, value)
+    called = call("info", trained_run)
+    explained(called, 1)
+    assert re.match(rf"mondeq info: the environment variable `{name}` is .*`torchrun`", called.err)
+
+
+def test_where_processes_are_alike_the_first_speaks(
+    call: Callable[..., Called], monkeypatch: pytest.MonkeyPatch, trained_run: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    for rank, speaks in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        for arguments, code in ((["--help"], 0), (["nonsense"], 2), (["info", trained_run], 1)):
+            called = call(*arguments)
+            assert called.code == code
+            assert bool(called.out + called.err) == speaks
+
+
+def test_processes_that_do_not_come(trained_run: Path, monkeypatch: Any, capfd: Any) -> None:
+    """One line, also where torch prints past Python."""
+    monkeypatch.setattr(distributed, "_PATIENCE", distributed.timedelta(seconds=1))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_ports(1)[0]))
+    monkeypatch.setenv("RANK", "0")
+    capfd.readouterr()
+    assert main(["info", str(trained_run)]) == 1
+    assert re.fullmatch(r"mondeq info: process 0 of 2 did not meet the others at 127.*\n", capfd.readouterr().err)
+
+
+SCENARIOS = """
+import os, sys, torch
+from mondeq import cli, distributed
+
+torch.set_num_threads(1)
+rank, run, ports = int(os.environ["RANK"]), sys.argv[1], sys.argv[2:]
+
+def fail(*_, **__):
+    raise cli.MondeqError("bad luck")
+
+def die(*_, **__):
+    os._exit(9)
+
+def scenario(name, *arguments):
+    os.environ["MASTER_PORT"] = ports.pop()
+    code = cli.main(["certify", run, *arguments])
+    print(name, code, flush=True)
+    print(name, "over", file=sys.stderr, flush=True)
+
+scenario("alike", "--device", "banana")
+load = cli.evaluation.data.load
+if rank == 0: cli.evaluation.data.load = fail
+scenario("first")
+cli.evaluation.data.load = load
+if rank == 1: cli.certify.certify_split = fail
+scenario("second", "--limit", "4")
+if rank == 1: cli.certify.certify_split = die
+scenario("killed", "--limit", "4")
+"""
+
+
+def test_failures_of_processes_end_all_and_are_told_once(trained_run: Path) -> None:
+    """On both alike; on the first before all meet; on the second alone; killed without a word."""
+    ports, path = free_ports(4), os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCENARIOS, str(trained_run), *map(str, ports)],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": "0"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        (first, told), (second, also) = (process.communicate(timeout=200) for process in processes)
+    finally:
+        for process in processes:
+            process.kill()
+    assert first == "alike 1\nfirst 1\nsecond 1\nkilled 1\n", told
+    assert second == "alike 1\nfirst 1\nsecond 1\n", also
+    complaints = [
+        re.split(r"(?:alike|first|second|killed) over\n", text) + [""] * (text is also) for text in (told, also)
+    ]
+    for lines, expected in zip(
+        zip(*complaints, strict=True),
+        ("unknown device 'banana'; .*", "bad luck", "bad luck", r"process 0 of 2 lost the others \(.*\)"),
+        strict=False,
+    ):
+        assert re.fullmatch(f"mondeq certify: {expected}\n", "".join(lines)), lines
