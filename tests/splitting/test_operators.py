@@ -324,9 +324,37 @@ class _WrongResolvent(splitting.DenseOperator):
         return super().resolvent(1.1 * alpha)
 
 
+class _WrongOnce(splitting.DenseOperator):
+    """Its adjoint acts wrongly on the first sample of a batch only."""
+
+    @property
+    def adjoint(self) -> splitting.DenseOperator:
+        twin = splitting.DenseOperator(self.matrix.mT)
+        twin.apply = lambda z: torch.cat([2 * z[:1], z[1:]]) @ self.matrix  # type: ignore[method-assign]
+        return twin
+
+
+class _WrongAdjointResolvent(splitting.DenseOperator):
+    @property
+    def adjoint(self) -> splitting.DenseOperator:
+        return _WrongResolvent(self.matrix.mT)
+
+
 def test_public_checks_notice_a_broken_operator() -> None:
-    """The defects are of order one, not of the order of rounding, where the law does not hold."""
+    """The defects are of order one, not of the order of rounding, where the law does not hold: for every sample, and
+    for the adjoint too. What is found is no more than what is wrong."""
     matrix = monotone(6)
-    assert splitting.check_adjoint(_WrongAdjoint(matrix)) > 1e-2
-    assert splitting.check_resolvent(_WrongResolvent(matrix), 0.3) > 1e-2
+    assert 1e-2 < splitting.check_adjoint(_WrongAdjoint(matrix)) < 2
+    assert 1e-2 < splitting.check_adjoint(_WrongOnce(matrix)) < 1
+    assert 1e-2 < splitting.check_resolvent(_WrongResolvent(matrix), 0.3) < 0.1
+    assert 1e-2 < splitting.check_resolvent(_WrongAdjointResolvent(matrix), 0.3) < 0.1
     assert splitting.check_monotone(splitting.DenseOperator(-matrix)) < 0
+
+
+def test_check_monotone_is_the_smallest_quotient_in_the_metric() -> None:
+    """Of a multiple of I it is that number; one sample that is worse than the others decides."""
+    identity, metric = torch.eye(3, dtype=torch.float64), torch.tensor([0.01, 1.0, 100.0], dtype=torch.float64)
+    assert splitting.check_monotone(splitting.DenseOperator(0.7 * identity)) == pytest.approx(0.7)
+    assert splitting.check_monotone(splitting.DenseOperator(0.7 * identity, metric=metric)) == pytest.approx(0.7)
+    uneven = torch.diag(torch.tensor([1.0, 2.0, 100.0], dtype=torch.float64))
+    assert 1 <= splitting.check_monotone(splitting.DenseOperator(uneven), batch=1000) < 3

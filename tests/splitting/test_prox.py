@@ -177,6 +177,26 @@ class _NegativeDerivative(Arctan):
         return -1 / (1 + y.square())
 
 
+class _SlightlySteep(splitting.Identity):
+    def __call__(self, y: Tensor) -> Tensor:
+        return (1 + 1e-9) * y
+
+
+class _SlightlyDecreasing(splitting.Identity):
+    def __call__(self, y: Tensor) -> Tensor:
+        return -1e-9 * y
+
+
+class _DerivativeAFewPerCentOff(Arctan):
+    def derivative(self, y: Tensor) -> Tensor:
+        return 0.97 / (1 + y.square())
+
+
+class _DerivativeSlightlyAboveOne(Arctan):
+    def derivative(self, y: Tensor) -> Tensor:
+        return (1 + 1e-9) / (1 + y.square())
+
+
 class _WrongPoint(Arctan):
     def point(self, v: Tensor, alpha: float) -> Tensor:
         """As if f were an indicator: the mistake that only projections forgive."""
@@ -188,7 +208,11 @@ class _WrongPoint(Arctan):
     [
         (_Steep(), "steeper than 1"),
         (_Decreasing(), "decreases"),
+        (_SlightlySteep(), "steeper than 1"),
+        (_SlightlyDecreasing(), "decreases"),
         (_WrongDerivative(), "not its slope"),
+        (_DerivativeAFewPerCentOff(), "not its slope"),
+        (_DerivativeSlightlyAboveOne(), r"outside \[0, 1\]"),
         (_NegativeDerivative(), r"outside \[0, 1\]"),
         (_WrongPoint(), "prox equation"),
     ],

@@ -266,14 +266,18 @@ def test_contraction_factor(operator: str) -> None:
 
 @each_operator
 def test_best_step_has_nearly_the_best_rate(operator: str) -> None:
-    """−log ρ within a tenth (and the search's few per cent) of the best on a fine, wide grid, at no smaller a step."""
+    """−log ρ within a tenth (and the search's few per cent) of the best on a fine, wide grid, at no smaller a step; and
+    none that is larger by a quarter is as good, unless this one is e times the best or the best is perfect."""
     A = SMALL_OPERATORS[operator](torch.float64)
     grid = [A.typical_step * math.exp(x) for x in np.linspace(-8, 8, 400)]
     # More than two digits a step is as good as it gets: with one unknown the best rate is infinite.
     rates = [min(-math.log(dense_factor(A, alpha)), 2.0) for alpha in grid]
     step = splitting.best_step(A)
     assert -math.log(dense_factor(A, step)) >= 0.85 * max(rates)
-    assert step >= 0.9 * grid[int(np.argmax(rates))]
+    best = grid[int(np.argmax(rates))]
+    assert step >= 0.9 * best
+    if step < 2.7 * best and max(rates) < 2:
+        assert -math.log(dense_factor(A, 1.25 * step)) < 0.92 * max(rates)
 
 
 def test_tuned_solvers() -> None:
