@@ -98,6 +98,15 @@ def test_derivative_in_terms_of_the_value(activation: str, dtype: torch.dtype) -
         torch.testing.assert_close(found, sigma.derivative(y), rtol=0, atol=4 * torch.finfo(dtype).eps)
 
 
+@all_dtypes
+def test_small_slopes_of_softplus_keep_their_digits(dtype: torch.dtype) -> None:
+    """Far below zero σ′ = 1 − e^(−σ) is about σ, and as good relative to its own size."""
+    sigma, y = splitting.Softplus(), torch.linspace(-60, -1, 200, dtype=dtype)
+    torch.testing.assert_close(
+        sigma.derivative_at(sigma(y)), sigma.derivative(y), rtol=4 * torch.finfo(dtype).eps, atol=0
+    )
+
+
 @everywhere
 @all_dtypes
 def test_prox_into_given_memory(activation: str, dtype: torch.dtype) -> None:

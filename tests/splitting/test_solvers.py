@@ -341,8 +341,9 @@ def test_douglas_rachford_needs_no_strong_monotonicity() -> None:
 @each_solver
 @each_operator
 def test_stepping_by_hand(solver: str, operator: str) -> None:
-    """The contract of an iteration: `solve` is nothing but its steps, a gap bounds ‖r‖, and a step overwrites neither
-    the problem nor the guess; two iterations bound to one problem share nothing."""
+    """The contract of an iteration: `solve` is nothing but its steps, its residual the gap relative to ‖A‖‖z‖ + ‖c‖, a
+    gap bounds ‖r‖, and a step overwrites neither the problem nor the guess; two iterations bound to one problem share
+    nothing."""
     problem = known(operator, "LeakyReLU").problem
     A, c, prox = problem.operator, problem.source, problem.prox
     iteration, other = SOLVERS[solver].bind(problem), SOLVERS[solver].bind(problem)
@@ -357,10 +358,32 @@ def test_stepping_by_hand(solver: str, operator: str) -> None:
         assert torch.equal(state.value, value)
         solution = attempt(problem, SOLVERS[solver], initial=guess, tol=1e-300, max_steps=steps)
         assert torch.equal(solution.value, value)
+        torch.testing.assert_close(solution.residual * (A.norm_bound * A.norm(value) + A.norm(c)), gap)
         beta = 0.1 * A.typical_step
         moved = A.norm(value - prox.prox(value - beta * (A.apply(value) - c), beta))
         assert (moved <= beta * (gap * (1 + 1e-9) + 1e-9)).all()
     assert all(torch.equal(t, copy) for t, copy in zip(inputs, copies, strict=True))
+
+
+@pytest.mark.parametrize("method", [*MULTIPLIERS, splitting.Anderson], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("operator", ["matrix", "kernel"])
+def test_the_gap_is_near_the_residual_it_bounds(method: type[Solver], operator: str) -> None:
+    """Of a z = c with one unknown r is a z − c: a gap is no less, and no more than its bound on |a − 1/α| is too large,
+    which for a matrix is a + 1/α and for a kernel what it is itself. Forward–backward–forward computes r."""
+    a, alpha = 0.7, 0.4
+    A: splitting.Operator = splitting.DenseOperator(torch.tensor([[a]], dtype=torch.float64))
+    if operator == "kernel":
+        A = splitting.ConvolutionOperator(*torch.zeros(2, 1, 1, 1, 1, dtype=torch.float64), a, (1, 1))
+    source = torch.tensor([-4.0, 0.1, 3.0], dtype=torch.float64).reshape(-1, *A.state_shape)
+    solver = splitting.Anderson(splitting.PeacemanRachford(alpha)) if method is splitting.Anderson else method(alpha)
+    iteration = solver.bind(splitting.Inclusion(A, source, splitting.Identity()))
+    state = iteration.step(iteration.init(torch.ones_like(source)))
+    residual = (a * state.value - source).flatten().abs()
+    exact = operator == "kernel" or method is splitting.ForwardBackwardForward
+    largest = 1.0 if exact else (a + 1 / alpha) / abs(a - 1 / alpha)
+    assert (residual > 1e-3).all()
+    assert (residual * (1 - 1e-9) <= state.gap).all()
+    assert (state.gap <= largest * residual * (1 + 1e-9)).all()
 
 
 @each_solver
