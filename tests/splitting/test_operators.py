@@ -162,8 +162,8 @@ def test_lipschitz_is_a_tight_upper_bound(operator: str, dtype: torch.dtype) -> 
 @everywhere
 @all_dtypes
 def test_cheap_bounds_are_near_what_they_bound(operator: str, dtype: torch.dtype) -> None:
-    """‖A − shift·I‖_Λ from above: for a matrix with the Frobenius norm for its norm, with symbols to half as much again,
-    with several tiers to three times; so is ‖A‖_Λ by `norm_bound`. Residuals are in these units."""
+    """‖A − shift·I‖_Λ from above: for a matrix with the Frobenius norm for its norm, for a kernel to half as
+    much again, for several tiers to three times; so is ‖A‖_Λ by `norm_bound`. Residuals are in these units."""
     A = OPERATORS[operator](dtype)
     M = in_metric(A)
     norm, size = float(torch.linalg.matrix_norm(M, 2)), float(torch.linalg.matrix_norm(M))
