@@ -134,6 +134,15 @@ def test_tensor_gradient_is_that_of_autograd(activation: str) -> None:
         torch.testing.assert_close(gradient, torch.autograd.grad(pairing, leaf, retain_graph=True)[0])
 
 
+def test_tensor_gradient_of_what_is_masked() -> None:
+    """Nothing flows where the mask is false: there σ is 0, whatever its tensors are."""
+    mask, d = torch.tensor([True, False, True]), torch.rand(3, dtype=torch.float64, requires_grad=True)
+    sigma, (y, p) = splitting.Masked(splitting.Scale(d), mask), torch.randn(2, 20, 3, dtype=torch.float64)
+    (gradient,) = sigma.tensor_gradient(y, p)
+    torch.testing.assert_close(gradient, torch.autograd.grad((p * sigma(y)).sum(), d)[0])
+    assert torch.equal(gradient != 0, mask)
+
+
 @all_dtypes
 def test_scale_is_finite_at_both_ends(dtype: torch.dtype) -> None:
     """prox_{αf}(v) = d v/(d + α(1 − d)): exactly 0 for d = 0, v for d = 1, the formula between; never inf or NaN."""
