@@ -26,34 +26,11 @@ from mondeq.lipschitz import (
 from mondeq.models import exact_copy
 from mondeq.testing import check_lipschitz
 from splitting import InvalidArgument, InvalidType
-from tests.mondeq.zoo import DENSE_KINDS, KINDS, Array, array, classifier, log_uniform, pictures
+from tests.mondeq.zoo import DENSE_KINDS, KINDS, array, classifier, log_uniform, matrices, norms, pictures
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_dense_kind = pytest.mark.parametrize("kind", DENSE_KINDS)
 CERTIFIED = ("product", "matrix inequality", "matrix inequality, optimised metric")
-
-
-def matrices(model: mondeq.Classifier) -> tuple[Array, Array, Array]:
-    """W_o P Λ^-½, Λ^½ A Λ^-½ and Λ^½ U diag(1/std) of a float64 model, read off their columns."""
-    linear = model.linear
-    states = torch.eye(linear.state_shape.numel(), dtype=torch.float64).reshape(-1, *linear.state_shape)
-    pixels = torch.eye(linear.in_features, dtype=torch.float64)
-    operator = linear.operator()
-    root = np.ones(len(states)) if operator.metric is None else np.sqrt(array(operator.metric).ravel())
-    head = array(model.head_weight) @ array(model.features(states)).T / root
-    matrix = root[:, None] * array(operator.apply(states).flatten(1)).T / root
-    columns = linear.source(pixels) - linear.source(torch.zeros_like(pixels))
-    _, height, width = model.config.image_shape
-    # The std is repeated over each channel's pixels.
-    scale = np.repeat(1 / np.array(model.config.std), height * width)
-    return head, matrix, root[:, None] * array(columns.flatten(1)).T * scale
-
-
-def norms(model: mondeq.Classifier) -> tuple[float, Array, float]:
-    """‖W_o P Λ^-½‖, ‖(w_i − w_j) P Λ^-½‖ and ‖Λ^½ U diag(1/std)‖."""
-    head, _, inputs = matrices(model)
-    gaps = np.linalg.norm(head[:, None] - head[None], axis=2)
-    return float(np.linalg.norm(head, 2)), gaps, float(np.linalg.norm(inputs, 2))
 
 
 def exact_constant(model: mondeq.Classifier) -> float:
@@ -167,6 +144,25 @@ def test_gamma_is_promised_per_unit_of_pixel(std: tuple[float, float]) -> None:
     assert exact_constant(model) <= proved <= 0.7 * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("kind", ["conv", "lipschitz"])
+def test_constants_of_gaps_between_nearly_equal_rows(kind: str) -> None:
+    """A gap whose rows agree in fourteen digits: rounding the rows changes it by per cents, and that is counted."""
+    settings = {"image_shape": (2, 3, 3), "pool": 3} if kind == "conv" else {}
+    for seed in range(10):
+        model = exact_copy(perturbed(classifier(kind, **settings), seed))
+        head = model.head_weight
+        head[1] = head[0] * (1 + 2.0**-48 * torch.rand_like(head[0]))
+        operator = model.linear.operator()
+        _, _, gain = norms(model)
+        with mpmath.workdps(50):
+            P = mpmath.mpf(1) / 3 if kind == "conv" else 1
+            metric = [1.0] * head.shape[1] if operator.metric is None else operator.metric.tolist()
+            rows = zip(head[0].tolist(), head[1].tolist(), metric, strict=True)
+            gap = P * mpmath.sqrt(sum((mpmath.mpf(a) - b) ** 2 / weight for a, b, weight in rows))
+            exact = float(gap) * gain * (1 - 1e-12) / operator.strong_monotonicity
+        assert exact <= float(product_bound(model).pairs[0, 1]) <= 10 * exact
+
+
 # -- the matrix inequality -----------------------------------------------------------------------------------------
 
 
@@ -203,6 +199,31 @@ def test_matrix_inequality_holds_by_its_eigenvalues(kind: str, seed: int) -> Non
     gamma = matrix_inequality_bound(model).value
     assert smallest(gamma * (1 + 1e-4)) >= -1e-12 * size
     assert smallest(0.9 * gamma) < -1e-6 * size
+
+
+def test_matrix_inequality_holds_in_exact_arithmetic() -> None:
+    """With a large skew part the metric's rounding moves K by a millionth: at the claimed γ, tK − (t²BBᵀ + CᵀC)/γ is
+    positive in fifty digits for some t."""
+    for seed in range(10):
+        model = exact_copy(perturbed(classifier("lipschitz", features=2), seed))
+        model.linear.get_parameter("S").mul_(1e8)
+        gamma = matrix_inequality_bound(model).value
+        assert 0 < gamma < 1 + 1e-4
+        with mpmath.workdps(50):
+            weight = mpmath.diag(model.linear.operator().metric.tolist())
+            scaled = weight * mpmath.matrix(model.linear.operator().matrix.tolist())
+            B = weight * mpmath.matrix((model.linear.get_parameter("U") * model.pixel_scale()).tolist())
+            C = mpmath.matrix(model.head_weight.tolist())
+            K, inputs, outputs = scaled + scaled.T, B * B.T, C.T * C
+
+            def smallest(t: mpmath.mpf) -> mpmath.mpf:
+                return min(mpmath.eigsy(t * K - (t * t * inputs + outputs) / gamma, eigvals_only=True))  # noqa: B023
+
+            low, high = mpmath.mpf(0), 2 * gamma * K[0, 0] / inputs[0, 0]
+            for _ in range(80):  # it is concave in t
+                left, right = low + (high - low) / 3, high - (high - low) / 3
+                low, high = (low, right) if smallest(left) > smallest(right) else (left, high)
+            assert smallest((low + high) / 2) >= 0
 
 
 @each_dense_kind
@@ -321,6 +342,14 @@ def test_local_jacobian_norms_do_not_depend_on_the_batch() -> None:
     assert expected.shape == (7,)
     torch.testing.assert_close(local_jacobian_norms(model, images, batch_size=3), expected)
     torch.testing.assert_close(local_jacobian_norms(model, images[2:3])[0], expected[2])
+
+
+def test_the_estimate_is_the_largest_at_any_image() -> None:
+    model = classifier(activation="tanh")
+    images = pictures(model, 7)
+    norms_there = local_jacobian_norms(model, images)
+    assert mondeq.lipschitz_bounds(model, images)["local Jacobian"].value == float(norms_there.max())
+    assert float(norms_there.max()) > 1.01 * float(norms_there.min())
 
 
 def test_local_jacobian_leaves_no_gradients_behind() -> None:
