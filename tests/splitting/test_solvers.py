@@ -243,6 +243,22 @@ def test_steps_are_limited_by_the_theorem(method: type[Solver], operator: str) -
         attempt(problem, method(1.001 * limit), max_steps=1)
 
 
+@each_operator
+def test_the_automatic_steps_are_those_that_are_stated(operator: str) -> None:
+    """m/L² for forward–backward, 0.9/L for forward–backward–forward, 1/rms(A) for the methods with a resolvent."""
+    problem = known(operator, "ReLU").problem
+    A = problem.operator
+    stated = {
+        splitting.ForwardBackward: A.strong_monotonicity / A.lipschitz**2,
+        splitting.ForwardBackwardForward: 0.9 / A.lipschitz,
+        splitting.PeacemanRachford: A.typical_step,
+        splitting.DouglasRachford: A.typical_step,
+    }
+    for method, step in stated.items():
+        automatic, given_step = (attempt(problem, solver, max_steps=3) for solver in (method(), method(step)))
+        assert torch.equal(automatic.value, given_step.value)
+
+
 def dense_factor(operator: splitting.Operator, alpha: float) -> float:
     """‖(I − αA)(I + αA)⁻¹‖_Λ from the matrix."""
     identity = torch.eye(operator.state_shape.numel(), dtype=torch.float64)
