@@ -233,14 +233,25 @@ def test_observed_rate_is_the_spectral_radius(method: type[Solver], skew: float,
 @pytest.mark.parametrize("method", [splitting.ForwardBackward, splitting.ForwardBackwardForward])
 @each_operator
 def test_steps_are_limited_by_the_theorem(method: type[Solver], operator: str) -> None:
-    """Up to 2m/L² for forward–backward and 1/L for forward–backward–forward; not beyond, and "auto" is inside."""
+    """Up to 2m/L² for forward–backward and 1/L for forward–backward–forward; not there nor beyond, and "auto" is inside."""
     problem = known(operator, "ReLU").problem
     m, lipschitz = problem.operator.strong_monotonicity, problem.operator.lipschitz
     limit = 2 * m / lipschitz**2 if method is splitting.ForwardBackward else 1 / lipschitz
     for solver in (method(0.999 * limit), method()):
         attempt(problem, solver, max_steps=1)
-    with pytest.raises(splitting.InvalidArgument, match=re.escape(f"(0, {limit:.6g})")):
-        attempt(problem, method(1.001 * limit), max_steps=1)
+    for step in (limit, 1.001 * limit):
+        with pytest.raises(splitting.InvalidArgument, match=re.escape(f"(0, {limit:.6g})")):
+            attempt(problem, method(step), max_steps=1)
+
+
+@pytest.mark.parametrize("method", [splitting.ForwardBackward, splitting.ForwardBackwardForward])
+@pytest.mark.parametrize("m", [0.0, -0.1])
+def test_forward_methods_need_strong_monotonicity(method: type[Solver], m: float) -> None:
+    """Merely monotone is not enough."""
+    A = splitting.DenseOperator(torch.eye(2, dtype=torch.float64), strong_monotonicity=m)
+    problem = splitting.Inclusion(A, torch.ones(1, 2, dtype=torch.float64), splitting.ReLU())
+    with pytest.raises(splitting.InvalidArgument, match=f"needs a strongly monotone `operator`.*≥ {m:.3g};"):
+        attempt(problem, method(0.1))
 
 
 @each_operator
