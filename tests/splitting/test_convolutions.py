@@ -291,6 +291,19 @@ def test_constants_of_several_tiers(name: str, dtype: torch.dtype) -> None:
     assert size * (1 - rounding) <= A.norm_bound
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_constants_on_a_torus_of_many_frequencies(sign: int) -> None:
+    """F = (±¼, 0.6, ±¼) along rows has the symbol 0.6 ± ½cos ω: its extremes are at the first and the last frequency,
+    on the one torus or, above a last tier, on four interleaved ones."""
+    F = torch.tensor([0.25 * sign, 0.6, 0.25 * sign], dtype=torch.float64).reshape(1, 1, 1, 3)
+    A = splitting.ConvolutionOperator(F, torch.zeros_like(F), 0.3, (18, 32))
+    assert A.lipschitz == pytest.approx(0.3 + 1.1**2, rel=1e-10)
+    assert A.strong_monotonicity == pytest.approx(0.3 + 0.1**2, rel=1e-10)
+    D = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    tiers = splitting.MultiscaleOperator([F, D], [torch.zeros_like(F), D], [D], 0.3, ((36, 64), (18, 32)))
+    assert tiers.lipschitz == pytest.approx(0.3 + 1.1**2, rel=1e-10)
+
+
 def test_m_is_all_there_is_where_channels_are_lost() -> None:
     """With fewer rows than columns FᵀF is singular: m + σ_min(F)² is m."""
     assert EXAMPLES["F to fewer channels"].operator().strong_monotonicity == 0.25

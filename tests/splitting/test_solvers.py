@@ -233,7 +233,7 @@ def test_observed_rate_is_the_spectral_radius(method: type[Solver], skew: float,
 @pytest.mark.parametrize("method", [splitting.ForwardBackward, splitting.ForwardBackwardForward])
 @each_operator
 def test_steps_are_limited_by_the_theorem(method: type[Solver], operator: str) -> None:
-    """Up to 2m/L² for forward–backward and 1/L for forward–backward–forward; not there nor beyond, and "auto" is inside."""
+    """Below 2m/L² for forward–backward and 1/L for forward–backward–forward, not there or beyond; "auto" is inside."""
     problem = known(operator, "ReLU").problem
     m, lipschitz = problem.operator.strong_monotonicity, problem.operator.lipschitz
     limit = 2 * m / lipschitz**2 if method is splitting.ForwardBackward else 1 / lipschitz
