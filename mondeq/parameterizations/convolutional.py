@@ -62,7 +62,7 @@ class _Convolutional(StronglyMonotone):
         images = x.view(-1, self.in_channels, *self.image_size).permute(2, 3, 1, 0)
         padded = functional.pad(images, (0, 0, 0, 0, k - 1, k - 1, k - 1, k - 1))
         taps = [padded[i : i + height, j : j + width] for i in range(k) for j in range(k)]
-        patches = torch.stack(taps, dim=2).view(height * width, -1, len(x))
+        patches = torch.stack(taps, dim=2).view(height * width, self.in_channels * k**2, len(x))
         matrix = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
         return torch.baddbmm(bias[:, None], matrix.expand(len(patches), -1, -1), patches)
 
@@ -135,7 +135,7 @@ class Conv2d(_Convolutional):
 
     def source(self, x: Tensor) -> Tensor:
         field = self._source_field(self._input(x), self.U, self.b)
-        return field.view(*self.size, self.channels, -1).permute(3, 2, 0, 1)
+        return field.view(*self.size, self.channels, len(x)).permute(3, 2, 0, 1)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, channels={self.channels}"
@@ -195,7 +195,7 @@ class MultiscaleConv2d(_Convolutional):
         return splitting.MultiscaleOperator(F, G, D, self.m, self.layout.sizes)
 
     def source(self, x: Tensor) -> Tensor:
-        field = self._source_field(self._input(x), self.U, self.b).view(*self.size, self.channels[0], -1)
+        field = self._source_field(self._input(x), self.U, self.b).view(*self.size, self.channels[0], len(x))
         rows = self.layout.field(0, field).flatten(0, 2)
         return functional.pad(rows, (0, 0, 0, self.state_shape[0] - len(rows))).mT
 
