@@ -154,7 +154,7 @@ def test_inputs_of_any_shape_and_layout(kind: str) -> None:
         transposed = x.mT.contiguous().mT
         assert not strided.is_contiguous()
         assert not transposed.is_contiguous()
-        for same in (strided, transposed, x.reshape(4, 1, 4, 6), x.reshape(4, INPUTS, 1), x[:1].expand(4, INPUTS)):
+        for same in (strided, transposed, x.reshape(4, 1, 4, 6), x[:1].expand(4, INPUTS)):
             torch.testing.assert_close(layer(same)[0], expected[0], rtol=1e-13, atol=1e-13)
 
 
