@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import splitting
 from mondeq.parameterizations.base import StronglyMonotone, check_count, flat_input
-from splitting import verified
+from splitting import norms, verified
 from splitting.errors import InvalidArgument
 from splitting.operators.layout import Layout
 from splitting.operators.symbols import as_complex, stacked
@@ -72,12 +72,15 @@ class _Convolutional(StronglyMonotone):
         return self._source_field(size.double(), weight, bias)
 
     def source_rounding(self, size: Tensor) -> Tensor:
-        gamma = verified.gamma(self.in_channels * self.kernel_size**2 + 8, self.U.dtype)
-        return gamma * verified.vector_norm(self._magnitude(size).permute(2, 0, 1))
+        terms = self.in_channels * self.kernel_size**2 + 8
+        # Products below the normal numbers may vanish, whatever their size is relative to c.
+        vanished = terms * torch.finfo(self.U.dtype).tiny * self.state_shape.numel() ** 0.5
+        magnitude = self._magnitude(size).permute(2, 0, 1)
+        return verified.gamma(terms, self.U.dtype) * verified.vector_norm(magnitude) + vanished
 
     def input_norm(self, scale: Tensor) -> float:
         kernel = self._scaled_input(scale.double(), self.U.detach().double())
-        rounding = symbol_rounding(self.kernel_size**2) * float(kernel.abs().sum((2, 3)).norm())
+        rounding = symbol_rounding(self.kernel_size**2) * norms.frobenius(kernel.abs().sum((2, 3)))
         return verified.spectral_norm(stacked(Torus(*self.size).symbol(kernel)), perturbation=rounding)
 
     def input_norm_estimate(self, scale: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from mondeq.lipschitz import (
 )
 from mondeq.models import exact_copy
 from mondeq.testing import check_lipschitz
-from splitting import InvalidArgument, InvalidType
+from splitting import InvalidArgument, InvalidType, verified
 from tests.mondeq.zoo import DENSE_KINDS, KINDS, array, classifier, log_uniform, matrices, norms, pictures
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -535,3 +535,24 @@ def test_certifying_with_nothing_certified_is_refused(changes: dict[str, Any] | 
     bounds = {} if changes is None else {k: dataclasses.replace(b, **changes) for k, b in own.items()}
     with pytest.raises(InvalidArgument, match="`bounds`"):
         mondeq.certify(model, pictures(model, 2), torch.zeros(2, dtype=torch.int64), bounds=bounds)
+
+
+@each_kind
+@pytest.mark.parametrize("exponent", [-900, -500, -150, 0, 100])
+def test_bounds_of_weights_of_every_scale(kind: str, exponent: int) -> None:
+    """U and the read-out times powers of two: every bound is the ordinary one times their product."""
+    model = perturbed(classifier(kind), 0).double()
+    ordinary = mondeq.lipschitz_bounds(model)
+    with torch.no_grad():
+        model.linear.U.mul_(2.0 ** (exponent // 2))
+        model.head_weight.mul_(2.0 ** (exponent - exponent // 2))
+    if kind == "lipschitz":  # its operator is made of both
+        with torch.no_grad():
+            bounds = mondeq.lipschitz_bounds(model)
+        assert all(b.value > 0 for b in bounds.values())
+        return
+    for name, bound in mondeq.lipschitz_bounds(model).items():
+        precision = 1e-2 if "optimised" in name else 1e-8
+        assert bound.value == pytest.approx(verified.times_power(ordinary[name].value, exponent), rel=precision)
+        assert bound.pairs is not None
+        assert (bound.pairs.fill_diagonal_(1) > 0).all()
