@@ -1,4 +1,4 @@
-"""Writing files so that an interruption leaves the old one or the new one, never half of one."""
+"""Writing files so that an interruption leaves the old one or the new one, never half of one; one writer per folder."""
 
 from __future__ import annotations
 
@@ -6,14 +6,39 @@ import errno
 import json
 import math
 import os
+import re
+import shutil
+import socket
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from safetensors import SafetensorError
 
 from mondeq.errors import RunError
 
-Writer = Callable[[Path], None]
+try:
+    import fcntl
+except ImportError:  # a system that is not POSIX
+    fcntl = None  # type: ignore[assignment]
+
+Writer = Callable[[Path], object]
+
+# Hidden names that nobody else would give: a temporary file is `.NAME.k3_9x0ab.mondeq`, NAME what it is to become.
+_LOCK = ".mondeq.lock"
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.mondeq", re.DOTALL)
+_REMEDIES = {
+    errno.ENOSPC: "is the disk full?",
+    errno.EDQUOT: "is the quota used up?",
+    errno.EFBIG: "is there a limit on the size of files (ulimit -f)?",
+}
+# What flock raises for a file that somebody else holds, and on file systems without locks.
+_TAKEN = (errno.EAGAIN, errno.EACCES)
+_LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_held = threading.local()
 
 
 def replace_file(path: Path, write: Writer) -> None:
@@ -31,17 +56,132 @@ def replace_files(writers: dict[Path, Writer]) -> None:
             temporary[path] = _reserve(path)
             write(temporary[path])
             _flush(temporary[path])
-        _move(temporary)
-    except OSError as error:
-        remedy = "is the disk full?" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose a writable folder"
-        raise RunError(f"cannot write {path}: {error.strerror or error}; {remedy}") from None
+        if len(temporary) == 1:
+            temporary[path].replace(path)
+        else:
+            _move(temporary)
+    except (OSError, SafetensorError) as error:
+        raise unwritable(path, error) from None
     finally:
         for left in temporary.values():
             left.unlink(missing_ok=True)
 
 
+def clear_temporary(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary files that killed writers of `folder/name`, or of anything in `folder`, left there."""
+    for each in own(folder):
+        match = _TEMPORARY.fullmatch(each)
+        if match and name in (None, match["name"]):
+            with suppress(OSError):
+                (folder / each).unlink()
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """The folder, made if absent, with nobody else writing to it. Within such a block of the same thread: no effect.
+
+    The lock is the operating system's, which a process loses however it ends; the file that carries it names process
+    and host. What killed writers left is removed, and so is a folder made here and left empty. Raises RunError where
+    somebody else writes, or where nothing can be written.
+    """
+    made = _make(folder)
+    place = folder.resolve()
+    places: set[Path] = _held.__dict__.setdefault("places", set())
+    if place in places:
+        yield
+        return
+    try:
+        with _locked(folder):
+            places.add(place)
+            try:
+                clear_temporary(folder)
+                yield
+            finally:
+                clear_temporary(folder)
+                places.discard(place)
+    finally:
+        with suppress(OSError):
+            for each in made:
+                each.rmdir()
+
+
+def own(folder: Path) -> set[str]:
+    """The names of what `sole_writer` and `replace_file` made in `folder` for their own use."""
+    with suppress(OSError):
+        return {each for each in os.listdir(folder) if each == _LOCK or _TEMPORARY.fullmatch(each)}
+    return set()
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make the folder; what was made for it, itself first."""
+    try:
+        absent = [each for each in (folder, *folder.parents) if not each.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"cannot write to {folder}: cannot make the folder {folder}: {reason}") from None
+    return absent
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    path = folder / _LOCK
+    try:
+        file = _acquire(path)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    with file:
+        try:
+            try:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+            except OSError as error:
+                raise unwritable(path, error) from None
+            yield
+        finally:
+            # While it is held, for afterwards it may be somebody else's; elsewhere an open file cannot be removed.
+            if fcntl is None:
+                file.close()
+            with suppress(OSError):
+                path.unlink()
+
+
+def _acquire(path: Path) -> IO[bytes]:
+    """The lock file, open and held."""
+    while True:
+        try:
+            file, new = path.open("x+b", buffering=0), True
+        except FileExistsError:
+            file, new = path.open("a+b", buffering=0), False
+        if remedy := _refusal(file, new):
+            with file:
+                file.seek(0)
+                holder = file.read(200).decode(errors="replace") or "another process"
+            raise RunError(f"{path.parent} is being written to by {holder}; {remedy}")
+        # Where its holder has removed the file since it was opened, this is no lock on anything.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
+
+
+def _refusal(file: IO[bytes], new: bool) -> str:
+    """Hold the file, or say what can be done about it. Where there are no locks, who made the file holds it."""
+    try:
+        if fcntl is None:
+            raise OSError(errno.ENOSYS, "no locks")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            return "wait until it has ended, or choose another folder"
+        if error.errno not in _LOCKLESS:
+            raise
+        return "" if new else f"if that was killed, delete {_LOCK} there: this file system has no locks that would tell"
+    return ""
+
+
 def _reserve(path: Path) -> Path:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".mondeq")
     os.close(handle)
     return Path(name)
 
@@ -62,9 +202,8 @@ def _move(temporary: dict[Path, Path]) -> None:
     try:
         for path in temporary:
             if path.is_file():
-                kept[path] = path.with_name(f".{path.name}.before")
-                kept[path].unlink(missing_ok=True)
-                os.link(path, kept[path])
+                kept[path] = _reserve(path)
+                shutil.copy2(path, kept[path])
         for path, source in temporary.items():
             source.replace(path)
             done.append(path)
@@ -78,6 +217,14 @@ def _move(temporary: dict[Path, Path]) -> None:
     finally:
         for before in kept.values():
             before.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError | SafetensorError) -> RunError:
+    """What is to be said of it. safetensors has the number of the system's error in its text."""
+    hidden = re.search(r"(?:os error |code: )(\d+)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(hidden[1]) if hidden else None
+    reason = os.strerror(number) if number else str(error).partition("\n")[0]
+    return RunError(f"cannot write {path}: {reason}; {_REMEDIES.get(number or 0, 'choose a writable folder')}")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +16,12 @@ from mondeq.training.progress import Epoch
 
 matplotlib.use("Agg", force=False)
 
+_TITLE = 60  # characters
+# Labels and titles are plain text, also where a user's own settings say LaTeX.
+_plain = matplotlib.rc_context({"text.usetex": False})
 
+
+@_plain
 def certified_accuracy(report: Report, title: str, path: Path) -> None:
     """The certified-accuracy curve of `report` as a PNG: share of test images certified at each ℓ2 radius."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
@@ -32,12 +39,14 @@ def certified_accuracy(report: Report, title: str, path: Path) -> None:
         ha="right",
         color="grey",
     )
-    axes.set(xlabel="ℓ2 radius (pixels in [0, 1])", ylabel="certified accuracy (%)", title=title, ylim=(0, 105))
+    axes.set(xlabel="ℓ2 radius (pixels in [0, 1])", ylabel="certified accuracy (%)", ylim=(0, 105))
+    axes.set_title(_one_line(title), parse_math=False)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     _write(figure, path)
 
 
+@_plain
 def training(history: list[Epoch], title: str, path: Path) -> None:
     """Loss, accuracies and solver steps by epoch as a PNG."""
     figure = Figure(figsize=(9.6, 3.4), layout="constrained")
@@ -59,7 +68,7 @@ def training(history: list[Epoch], title: str, path: Path) -> None:
     steps.legend(fontsize="small")
     for axes in (loss, accuracy, steps):
         axes.grid(alpha=0.3)
-    figure.suptitle(title)
+    figure.suptitle(_one_line(title), parse_math=False)
     _write(figure, path)
 
 
@@ -68,5 +77,16 @@ def _sorted_radii(report: Report) -> list[float]:
     return sorted(kept.tolist())
 
 
+def _one_line(title: str) -> str:
+    """A title that fits above a picture, its end kept, of characters that can be drawn: a path may hold any."""
+    drawn = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in title)
+    return drawn if len(drawn) <= _TITLE else "…" + drawn[1 - _TITLE :]
+
+
 def _write(figure: Figure, path: Path) -> None:
-    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+    picture = io.BytesIO()
+    with warnings.catch_warnings():
+        # Letters that the font lacks become boxes.
+        warnings.filterwarnings("ignore", message="Glyph ")
+        figure.savefig(picture, dpi=120, format="png")
+    replace_file(path, lambda temporary: temporary.write_bytes(picture.getvalue()))

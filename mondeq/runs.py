@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mondeq.errors import ConfigError, RunError
-from mondeq.files import Writer, json_text, read_json, replace_file, replace_files, text_writer
+from mondeq.files import Writer, json_text, read_json, replace_file, replace_files, sole_writer, text_writer
 from mondeq.models import Classifier, ModelConfig, describe
 from splitting.errors import SplittingError
 
@@ -25,18 +25,25 @@ def save(model: Classifier, folder: str | Path, **extra: Any) -> None:
 
     What is written is the network as it is now, its layer's activation, solver and tolerances included, whatever
     `model.config` says; `on_failure` and `monitor` are left to the program that loads it. extra: further JSON entries
-    of config.json. Raises RunError, and writes nothing, where the folder cannot be written or `load` would not give
-    the same network back: hooks, parametrizations, subclasses and wrappers, settings that no configuration has,
-    weights that are not finite, share memory or are not all float32 or all float64.
+    of config.json. Raises RunError, and writes nothing, where the folder cannot be written, somebody else writes
+    to it or `load` would not give the same network back: hooks, parametrizations, subclasses and wrappers, settings
+    that no configuration has, weights that are not finite, share memory or are not all float32 or all float64.
     """
     folder = Path(folder)
     config, tensors = _contents(model, folder)
-    text = _config_text(config, extra)
+    text = config_text(config, **extra)
+    with sole_writer(folder):
+        replace_files({folder / CONFIG: text_writer(text), folder / WEIGHTS: _tensor_writer(tensors)})
+
+
+def config_text(config: ModelConfig, /, **extra: Any) -> str:
+    """What config.json holds of a model, with further entries. Raises RunError for what is no JSON value."""
+    if "format" in extra:
+        raise RunError("`format` is an entry of config.json that `save` writes itself; choose another name")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the folder {folder}: {error.strerror}") from None
-    replace_files({folder / CONFIG: text_writer(text), folder / WEIGHTS: _tensor_writer(tensors)})
+        return json_text({"format": _FORMAT, "model": config.to_dict(), **extra})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RunError(f"the further entries of config.json must be JSON values: {error}") from None
 
 
 def _contents(model: Classifier, folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -50,15 +57,6 @@ def _contents(model: Classifier, folder: Path) -> tuple[ModelConfig, dict[str, T
     except (ConfigError, SplittingError, RunError) as error:
         raise RunError(f"cannot save this model to {folder}: {error}") from None
     return config, tensors
-
-
-def _config_text(config: ModelConfig, extra: dict[str, Any]) -> str:
-    if "format" in extra:
-        raise RunError("`format` is an entry of config.json that `save` writes itself; choose another name")
-    try:
-        return json_text({"format": _FORMAT, "model": config.to_dict(), **extra})
-    except (TypeError, ValueError, RecursionError) as error:
-        raise RunError(f"the further entries of config.json must be JSON values: {error}") from None
 
 
 def _check_memory(tensors: dict[str, Tensor]) -> None:

@@ -5,19 +5,21 @@ that of the page.
 """
 
 import argparse
+import functools
 import importlib
 import re
+import runpy
 import shlex
+import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mondeq.cli import bound, certify, info, train
-
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted([*DOCS.glob("*.md"), *(page for page in [ROOT / "README.md"] if page.exists())])
+PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 LANGUAGES = {"python", "console", "", "sh", "text"}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -68,22 +70,121 @@ def test_blocks_are_of_a_known_kind(page: Path) -> None:
     assert {language for language, _, _ in blocks(page)} <= LANGUAGES
 
 
-def commands(page: Path) -> list[list[str]]:
-    """The arguments of every `mondeq …` line in a block that is not Python; comments and line ends `\\` are undone."""
-    text = "\n".join(text for language, _, text in blocks(page) if language != "python").replace("\\\n", " ")
-    lines = [re.sub(r"^\$ ", "", line.strip()) for line in text.splitlines()]
-    lines = [re.sub(r"^torchrun .*? -m mondeq ", "mondeq ", line) for line in lines]
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("mondeq ")]
+# What a page calls: `mondeq …`, by torchrun too, and `python -m experiments.…`. The first group is the module to run.
+PROGRAM = re.compile(r"(?:torchrun .*?-m |python -m )?(mondeq|experiments(?:\.\w+)+)(?=\s|$)")
+
+
+class _Caught(BaseException):
+    """What a program would parse its arguments with."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.parser = parser
+
+
+@functools.cache
+def parser_of(module: str) -> argparse.ArgumentParser:
+    """The parser of `python -m module`, which is run up to where it reads its arguments."""
+
+    def catch(parser: argparse.ArgumentParser, *_: object) -> None:
+        raise _Caught(parser)
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setattr(argparse.ArgumentParser, "parse_args", catch)
+        patch.setattr(sys, "argv", [module])
+        warnings.simplefilter("ignore", RuntimeWarning)  # another test may have imported the module
+        with pytest.raises(_Caught) as caught:
+            runpy.run_module(module, run_name="__main__")
+    return caught.value.parser
+
+
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    found = [a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return dict(found[0]) if found else {}
+
+
+def commands(text: str) -> list[tuple[str, list[str]]]:
+    """(module, arguments) of every line that calls one; comments and line ends `\\` are undone."""
+    lines = [line.strip().removeprefix("$ ") for line in text.replace("\\\n", " ").splitlines()]
+    called = [(PROGRAM.match(line), line) for line in lines]
+    return [(match[1], shlex.split(line[match.end() :], comments=True)) for match, line in called if match]
+
+
+def test_commands_are_found() -> None:
+    """Of the kinds that pages have, and not the import of a module."""
+    text = "$ mondeq info a  # why\nimport mondeq\ntorchrun --nproc-per-node 4 -m mondeq info \\\n  b\n"
+    text += "python -m experiments.benchmarks.dense --smoke\nmondeq.load(1)\nmondeq-like"
+    expected = [("mondeq", ["info", "a"]), ("mondeq", ["info", "b"])]
+    assert commands(text) == [*expected, ("experiments.benchmarks.dense", ["--smoke"])]
 
 
 @each_page
 def test_commands_parse(page: Path) -> None:
-    parser = argparse.ArgumentParser(prog="mondeq", exit_on_error=False)
-    subcommands = parser.add_subparsers(required=True)
-    for module in (train, certify, bound, info):
-        module.add_parser(subcommands)
-    for command in commands(page):
-        parser.parse_args(command)
+    """A wrong one ends in SystemExit, with argparse's reason above it."""
+    for language, _, text in blocks(page):
+        if language != "python":
+            for module, arguments in commands(text):
+                parser_of(module).parse_args(arguments)
+
+
+def test_pages_show_commands() -> None:
+    text = "\n".join(text for page in PAGES for language, _, text in blocks(page) if language != "python")
+    called = {arguments[0] if module == "mondeq" else module for module, arguments in commands(text)}
+    assert {"train", "certify", "bound", "info", "experiments.mnist", "experiments.svhn"} <= called
+
+
+def mentions(text: str) -> Iterator[tuple[str, argparse.ArgumentParser, list[str]]]:
+    """Calls with part of their arguments, as in `mondeq train --data NAME …`: (call, parser, the options named)."""
+    for span in re.findall(r"`([^`]+)`", text):
+        match = PROGRAM.match(span)
+        if match is None:
+            continue
+        parser, words = parser_of(match[1]), span[match.end() :].split()
+        choices = subcommands(parser)
+        if choices and words and not words[0].startswith("-"):
+            parser = choices[words[0]]
+        yield span, parser, re.findall(r"(?<![\w-])--[\w-]+", span[match.end() :])
+
+
+@each_page
+def test_options_in_prose_exist(page: Path) -> None:
+    for span, parser, options in mentions(prose(page)):
+        assert set(options) <= parser._option_string_actions.keys(), span
+
+
+@each_page
+def test_targets_of_make_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    shown = "\n".join(text for language, _, text in blocks(page) if language != "python")
+    assert {*re.findall(r"^make (\w+)", shown, re.MULTILINE), *re.findall(r"`make (\w+)", prose(page))} <= targets
+
+
+EXPERIMENTS = sorted(
+    ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    for file in (ROOT / "experiments").rglob("*.py")
+    if '__name__ == "__main__"' in file.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("module", EXPERIMENTS)
+def test_programs_say_how_they_are_called(module: str) -> None:
+    """In the first lines of their file, by their name and with options that they have."""
+    documentation = importlib.import_module(module).__doc__ or ""
+    named = list(mentions(documentation))
+    assert any(span.startswith(f"python -m {module}") for span, _, _ in named)
+    for span, parser, options in named:
+        assert set(options) <= parser._option_string_actions.keys(), span
+
+
+def test_examples_of_help_parse() -> None:
+    """The example that every subcommand of `mondeq` ends its help with."""
+    parser = parser_of("mondeq")
+    assert {"train", "certify", "bound", "info", "import-checkpoint"} <= subcommands(parser).keys()
+    for name, command in {"": parser, **subcommands(parser)}.items():
+        examples = re.findall(r"(?<=example: )mondeq .+", command.epilog or "")
+        assert examples, f"no example for {name}"
+        for module, arguments in commands("\n".join(examples)):
+            assert not name or arguments[0] == name
+            parser_of(module).parse_args(arguments)
 
 
 @each_page

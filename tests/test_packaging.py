@@ -1,6 +1,7 @@
 """What is shipped: the wheel holds both packages whole and nothing else; every dependency is pinned."""
 
 import ast
+import graphlib
 import importlib.metadata
 import os
 import re
@@ -139,19 +140,110 @@ def test_one_version_everywhere() -> None:
     assert latest == version
 
 
-def imported_names(file: Path) -> set[str]:
-    """Top-level names of the absolute imports of a source file."""
-    nodes = list(ast.walk(ast.parse(file.read_text(), str(file))))
-    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    source = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
-    return {name.partition(".")[0] for name in plain | source if name}
+# -- rooms and arrows ------------------------------------------------------------------------------------------------
+
+RULES = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    ("package", "forbidden"),
-    [("splitting", {"mondeq", "experiments", "tests"}), ("mondeq", {"experiments", "tests"})],
-)
-def test_imports_point_one_way(package: str, forbidden: set[str]) -> None:
+def stated_layers() -> list[str]:
+    """The packages of `experiments → … → torch`, the lowest first."""
+    (chain,) = re.findall(r"`(\w+(?: → \w+)+)`", RULES)
+    return list(reversed(chain.split(" → ")))
+
+
+def stated_rooms(package: str) -> list[str]:
+    """The rooms of a package in the order of its list, as dotted names; the package's `__init__` is the package."""
+    (listed,) = re.findall(rf"^- `{package}`: ((?:`[\w/]+`[ ·\n]*)+)", RULES, re.MULTILINE)
+    rooms = [f"{package}.{name.replace('/', '.')}" for name in re.findall(r"`([\w/]+)`", listed)]
+    return [room.removesuffix(".__init__") for room in rooms]
+
+
+def module_name(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def imports(text: str, importer: str) -> set[str]:
+    """The modules that a source file of the name `importer` imports by any statement, wherever it stands."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{importer}: an import with dots"
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {name for name in members if is_module(name)}
+            found |= modules | ({node.module} if members - modules else set())
+    return found
+
+
+def sources(package: str) -> dict[str, set[str]]:
+    """What every module of a package imports."""
     files = sorted((ROOT / package).rglob("*.py"))
-    assert any("torch" in imported_names(file) for file in files)
-    assert {f.name: wrong for f in files if (wrong := imported_names(f) & forbidden)} == {}
+    return {module_name(file): imports(file.read_text(encoding="utf-8"), module_name(file)) for file in files}
+
+
+def room_of(module: str, rooms: list[str]) -> str | None:
+    """The longest name among `rooms` that `module` is or lies in. Only the package itself lies in the package."""
+    package = module.partition(".")[0]
+    holding = [r for r in rooms if module == r or (r != package and module.startswith(f"{r}."))]
+    return max(holding, key=len, default=None)
+
+
+def wrong_arrows(modules: dict[str, set[str]], rooms: list[str]) -> list[str]:
+    """Imports of a later room, and modules without a room."""
+    place = {module: room_of(module, rooms) for module in modules}
+    homeless = [f"{module} has no room" for module, room in place.items() if room is None]
+    return homeless + [
+        f"{module} → {name}"
+        for module, names in modules.items()
+        for name in sorted(names & modules.keys())
+        if place[module] and place[name] and rooms.index(place[module]) < rooms.index(place[name])
+    ]
+
+
+def test_packages_import_only_what_is_below_them() -> None:
+    layers = stated_layers()
+    assert layers[0] == "torch"
+    assert set(layers[1:]) == {*PACKAGES, "experiments"}
+    for height, package in enumerate(layers[1:], start=1):
+        found = {module: {name.partition(".")[0] for name in names} for module, names in sources(package).items()}
+        assert set().union(*found.values()) >= set(layers[:height][-1:]), f"{package}: no imports were read"
+        forbidden = {*layers[height + 1 :], "tests"}
+        assert {module: wrong for module, names in found.items() if (wrong := names & forbidden)} == {}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_rooms_import_only_what_is_before_them(package: str) -> None:
+    modules, rooms = sources(package), stated_rooms(package)
+    assert wrong_arrows(modules, rooms) == []
+    assert set(rooms) == {room_of(module, rooms) for module in modules}, "a room without modules"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_make_no_circle(package: str) -> None:
+    modules = sources(package)
+    inner = {module: names & modules.keys() - {module} for module, names in modules.items()}
+    assert sum(map(len, inner.values())) > len(modules)
+    graphlib.TopologicalSorter(inner).prepare()
+
+
+def test_a_wrong_arrow_is_seen_wherever_it_stands() -> None:
+    """At the top, inside a function, for types alone, of a member, of a module, under another name."""
+    rooms = ["splitting.errors", "splitting.operators.base", "splitting.scratch", "splitting.operators", "splitting"]
+    for text in (
+        "from splitting.scratch import recycled",
+        "def f():\n    from splitting import scratch",
+        "if TYPE_CHECKING:\n    import splitting.scratch as memory",
+    ):
+        read = {"splitting.operators.base": imports(text, "base"), "splitting.scratch": set()}
+        assert wrong_arrows(read, rooms) == ["splitting.operators.base → splitting.scratch"]
+        read = {"splitting.operators.dense": imports(text, "dense"), "splitting.scratch": set()}
+        assert wrong_arrows(read, rooms) == []
+    front = {"splitting.errors": imports("import splitting\nfrom splitting import solve", "errors"), "splitting": set()}
+    assert wrong_arrows(front, rooms) == ["splitting.errors → splitting"]
+    assert wrong_arrows({"splitting.new": set()}, rooms) == ["splitting.new has no room"]

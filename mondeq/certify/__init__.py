@@ -122,7 +122,8 @@ class _GapCertifier:
         """Rounding of the difference of any two logits, (batch, 1)."""
         head, bias, features = self.exact.head_weight, self.exact.head_bias, self.exact.features
         size = (features(z.abs()) @ head.abs().mT + bias.abs()).amax(1, keepdim=True)
-        return 2 * verified.gamma(head.shape[1] + features.terms + 4) * size
+        terms = head.shape[1] + features.terms + 4
+        return 2 * verified.gamma(terms) * size + 2 * terms * verified.UNDERFLOW
 
 
 def _mean(mask: Tensor) -> float:

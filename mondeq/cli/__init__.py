@@ -87,7 +87,7 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
     if isinstance(error, MondeqError | SplittingError | Warning):  # a warning is raised where the user says so
         return 1, str(error)
     if isinstance(error, KeyboardInterrupt):
-        return 130, str(error) or "interrupted"
+        return 130, error.args[0] if error.args else "interrupted"
     if isinstance(error, BrokenPipeError):  # the reader of our output (`head`, a pager) has gone
         return 1, None
     if isinstance(error, OSError):

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from mondeq import data, distributed, values
+from mondeq import data, distributed
 from mondeq.certify import Report, certify
+from mondeq.cli import places
 from mondeq.cli.output import percent, table
 from mondeq.errors import ConfigError
 from mondeq.files import read_json
 from mondeq.lipschitz import Bound, lipschitz_bounds
 from mondeq.models import Classifier, ModelConfig
 from mondeq.runs import CONFIG
-from mondeq.training.config import is_file_name
 
 DEFAULT_RADII = (0.1, 0.2, 0.5, 1.0, 1.58)
 
@@ -60,17 +60,8 @@ def load_data(name: str, data_dir: Path | None) -> data.Dataset:
 
 def run_data(run: Path, data_dir: Path | None) -> data.Dataset:
     """The data set a run was trained on, from where it was then unless `data_dir` says otherwise."""
-    config = read_json(run / CONFIG)
-    training = config.get("training")
-    if not isinstance(training, dict) or "data" not in training:
-        raise ConfigError(f"{run / CONFIG} names no data set: the model was not saved by `mondeq train`")
-    name, stored = training["data"], config.get("data_dir")
-    if not is_file_name(name):
-        raise ConfigError(f"`data` in {run / CONFIG} must be the name of a data set, got {values.shown(name)}")
-    if stored is not None and not is_file_name(stored):
-        raise ConfigError(f"`data_dir` in {run / CONFIG} must be the path of a folder, got {values.shown(stored)}")
-    dataset = load_data(name, data_dir if data_dir is not None or stored is None else Path(stored))
-    check_fits(ModelConfig.from_dict(config.get("model", {})), dataset)
+    dataset = load_data(*places.find(run, data_dir))
+    check_fits(ModelConfig.from_dict(read_json(run / CONFIG).get("model", {})), dataset)
     return dataset
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import mondeq
 from mondeq import data, distributed
+from mondeq.cli import places
 from mondeq.cli.evaluation import add_data_dir, count
 from mondeq.cli.output import show
 from mondeq.errors import ConfigError, RunError
+from mondeq.files import write_json
 from mondeq.original import load_original_checkpoint
 from mondeq.runs import save
 
@@ -50,8 +52,9 @@ def _import(options: argparse.Namespace) -> None:
         raise ConfigError(f"`data` is {options.data!r}; it must be one of {', '.join(data.NAMES)}")
     mean, std = (values[0] if len(values) == 1 else values for values in (options.mean, options.std))
     model = load_original_checkpoint(options.file, m=options.m, mean=mean, std=std, image_size=options.image_size)
-    extra = {} if options.data is None else {"training": {"data": options.data}}
-    data_dir = None if options.data_dir is None else str(options.data_dir.resolve())
-    save(model, folder, **extra, data_dir=data_dir, version=mondeq.__version__)
+    extra = {} if options.data is None else {"training": {"data": places.portable(options.data)}}
+    save(model, folder, **extra, version=mondeq.__version__)
+    if here := places.local(options.data or "", options.data_dir):
+        write_json(folder / places.LOCAL, here)
     config = model.config
     show(f"{config.kind} network, images {config.image_shape}, {config.classes} classes, m = {config.m:g}: {folder}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import platform
+import shlex
 import sys
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 import mondeq
 from mondeq import data, distributed, plots
+from mondeq.cli import places
 from mondeq.cli.evaluation import (
     DEFAULT_RADII,
     add_data_dir,
@@ -25,16 +28,20 @@ from mondeq.cli.evaluation import (
     report_json,
     report_table,
 )
-from mondeq.cli.output import add_json, percent, save_json, show
+from mondeq.cli.events import FOLDER as TENSORBOARD
+from mondeq.cli.events import EventFile, need_tensorboard
+from mondeq.cli.output import add_json, check_writable, complain, percent, save_json, show
 from mondeq.errors import ConfigError, RunError
-from mondeq.files import read_json, write_json
+from mondeq.files import clear_temporary, json_text, own, read_json, sole_writer, write_json, write_text
 from mondeq.models import ACTIVATIONS, KINDS, SOLVERS, Classifier, ModelConfig
-from mondeq.runs import CONFIG, load, save
+from mondeq.runs import CONFIG, WEIGHTS, config_text, load
+from mondeq.training import checkpoint
 from mondeq.training.config import OPTIMIZERS, SCHEDULES, TrainingConfig
 from mondeq.training.progress import Epoch, write_history
 from mondeq.training.recipes import recipe
 from mondeq.training.trainer import Trainer
 
+_HISTORY, _METRICS = "history.csv", "metrics.json"
 _MODEL_SETTINGS = (
     "features", "channels", "kernel_size", "pool", "weight_norm", "m", "learn_m", "gamma", "activation", "solver",
     "tol", "max_steps",
@@ -56,7 +63,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="train a classifier and certify it",
         description="Train a classifier, certify it on the test set, and leave a run folder: config.json, "
         "model.safetensors, metrics.json, history.csv, certified_accuracy.png, training.png. Settings that are not "
-        "given come from a recipe for the data and model. Ctrl-C leaves a loadable run; --resume continues it to the "
+        "given come from a recipe for the data and model. However a run ends, --resume continues it to the "
         "same weights. Under torchrun the batch is shared by the processes.",
         epilog="example: mondeq train --data mnist --model lipschitz --radius 0.4 --out runs/mnist",
     )
@@ -118,39 +125,63 @@ def _add_training_settings(group: argparse._ArgumentGroup) -> None:
 
 def run(options: argparse.Namespace) -> int:
     with distributed.session(options.device) as device:
-        if options.resume:
-            model_config, training_config = _stored_configs(options)
-            dataset = load_data(training_config.data, options.data_dir)
-            check_fits(model_config, dataset)
-        else:
-            settings = _new_settings(options)
-            dataset = load_data(settings["data"], options.data_dir)
-            model_config, training_config = _new_configs(settings, dataset)
-        folder: Path = options.out
-        torch.manual_seed(training_config.seed)
-        model = Classifier(model_config)
-        observe = _Observer(options, model, training_config)
-        trainer = Trainer(model, dataset, training_config, folder, device, on_epoch=observe)
-        observe.trainer = trainer
-        if options.resume:
-            trainer.resume()
-        else:
-            _create(folder, model, training_config, options)
-        return _train(trainer, observe, options)
+        check_writable(options.json)
+        if options.tensorboard:
+            need_tensorboard()
+        if options.out.exists() and not options.out.is_dir():
+            raise RunError(f"{options.out} exists and is not an empty folder; choose another --out")
+        with sole_writer(options.out) if distributed.is_main() else nullcontext():
+            _run(options, device)
+    return 0
 
 
-def _train(trainer: Trainer, observe: _Observer, options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, device: torch.device) -> None:
     folder: Path = options.out
+    if options.json is not None and distributed.is_main():
+        clear_temporary(options.json.parent, options.json.name)
+    if options.resume:
+        model_config, training_config = _stored_configs(options)
+        dataset = load_data(*_stored_place(options))
+        check_fits(model_config, dataset)
+    else:
+        settings = _new_settings(options)
+        dataset = load_data(options.data, options.data_dir)
+        model_config, training_config = _new_configs(settings, dataset)
+    torch.manual_seed(training_config.seed)
+    trainer = Trainer(Classifier(model_config), dataset, training_config, folder, device)
     try:
+        if not options.resume:
+            _create(trainer, options)
+        elif _has_begun(folder):
+            trainer.resume()
+        if distributed.is_main():
+            trainer.on_epoch = _Record(trainer, options.tensorboard)
         trainer.run()
+        _certify(trainer, options)
     except KeyboardInterrupt:
-        done = len(trainer.history)
-        print(
-            f"mondeq train: interrupted; {folder} holds the model after {done} of {trainer.config.epochs} epochs, "
-            f"continue with: mondeq train --resume --out {folder}",
-            file=sys.stderr,
-        )
-        return 130
+        # All processes are interrupted together, and the one that writes knows what there is to say.
+        if distributed.is_main():
+            complain(f"mondeq train: {_interrupted(trainer)}")
+        raise KeyboardInterrupt(None) from None
+
+
+def _interrupted(trainer: Trainer) -> str:
+    """Bring the folder in order and say what it holds."""
+    folder = trainer.folder
+    if not _has_begun(folder):
+        return "interrupted before there was anything to keep; give the same command to start again"
+    # What was written last decides; memory may be behind or ahead of it.
+    trainer.resume()
+    trainer.publish()
+    _write_history(trainer)
+    return (
+        f"interrupted; {folder} holds the model after {len(trainer.history)} of {trainer.config.epochs} epochs, "
+        f"continue with: mondeq train --resume --out {shlex.quote(str(folder))}"
+    )
+
+
+def _certify(trainer: Trainer, options: argparse.Namespace) -> None:
+    folder = trainer.folder
     model = load(folder, device=trainer.device)
     report = certify_split(model, trainer.dataset.test, trainer.device, options.certify)
     everything = len(report.radius) == len(trainer.dataset.test)
@@ -161,105 +192,116 @@ def _train(trainer: Trainer, observe: _Observer, options: argparse.Namespace) ->
             **report_json(report, DEFAULT_RADII),
             "test_accuracy": accuracy,
             "train_seconds": sum(row.seconds for row in trainer.history),
-            "solver": observe.solver_figures(),
+            "solver": _solver_figures(trainer),
             "machine": _machine(trainer.device),
         }
-        write_json(folder / "metrics.json", metrics)
         title = f"{trainer.config.data}, {trainer.model.config.kind}"
         plots.certified_accuracy(report, title, folder / "certified_accuracy.png")
         plots.training(trainer.history, title, folder / "training.png")
+        # Last, as the sign that a run is complete.
+        write_json(folder / _METRICS, metrics)
         save_json(options.json, metrics)
     if not everything:
         show(f"\ntest accuracy {percent(accuracy)}; the first {len(report.radius)} test images:")
     show(f"\n{report_table(report, DEFAULT_RADII)}\n\n{bounds_table(report.bounds)}\n\nrun folder: {folder}")
-    return 0
 
 
-class _Observer:
-    """Shows and writes what each epoch gave."""
+class _Record:
+    """Shows and writes what each epoch gave. What a run that died before could not write is written at once."""
 
-    def __init__(self, options: argparse.Namespace, model: Classifier, config: TrainingConfig) -> None:
-        self.folder: Path = options.out
-        self.config = config
-        self.trainer: Trainer | None = None
-        self.log = _tensorboard(self.folder) if options.tensorboard else None
-        self.model = model
+    def __init__(self, trainer: Trainer, tensorboard: bool) -> None:
+        self.trainer = trainer
+        _write_history(trainer)
+        self.events = EventFile(trainer.folder / TENSORBOARD, trainer.history) if tensorboard else None
 
     def __call__(self, row: Epoch) -> None:
-        history = [] if self.trainer is None else self.trainer.history
-        write_history(self.folder / "history.csv", history)
+        _write_history(self.trainer)
         if sys.stdout.isatty():
             show(self._line(row))
-        if self.log is not None:
-            for name in ("loss", "lr", "train_accuracy", "test_accuracy", "certified_estimate", "forward_steps"):
-                self.log(name, getattr(row, name), row.epoch)
+        if self.events is not None:
+            self.events.add(row)
 
     def _line(self, row: Epoch) -> str:
-        certified = f", certified at {self.config.radius:g} {row.certified_estimate:.4f}" if self.config.radius else ""
+        config = self.trainer.config
+        certified = f", certified at {config.radius:g} {row.certified_estimate:.4f}" if config.radius else ""
         return (
-            f"epoch {row.epoch:3d}/{self.config.epochs}  loss {row.loss:.4f}  accuracy {row.train_accuracy:.4f} train, "
+            f"epoch {row.epoch:3d}/{config.epochs}  loss {row.loss:.4f}  accuracy {row.train_accuracy:.4f} train, "
             f"{row.test_accuracy:.4f} test{certified}  steps {row.forward_steps:.1f}+{row.backward_steps:.1f}  "
             f"{row.seconds:.1f} s"
         )
 
-    def solver_figures(self) -> dict[str, Any]:
-        """How the solves of the last epoch went."""
-        layer = self.model.layer
-        figures: dict[str, Any] = {"name": type(layer.solver).__name__, "tol": layer.tol, "max_steps": layer.max_steps}
-        if self.trainer is not None and self.trainer.history:
-            last = self.trainer.history[-1]
-            figures |= {
-                "forward_steps": last.forward_steps,
-                "backward_steps": last.backward_steps,
-                "forward_unconverged": last.forward_unconverged,
-                "backward_unconverged": last.backward_unconverged,
-            }
-        return figures
+
+def _write_history(trainer: Trainer) -> None:
+    if trainer.history:
+        write_history(trainer.folder / _HISTORY, trainer.history)
+
+
+def _solver_figures(trainer: Trainer) -> dict[str, Any]:
+    """How the solves of the last epoch went."""
+    layer, last = trainer.model.layer, trainer.history[-1]
+    return {
+        "name": type(layer.solver).__name__,
+        "tol": layer.tol,
+        "max_steps": layer.max_steps,
+        "forward_steps": last.forward_steps,
+        "backward_steps": last.backward_steps,
+        "forward_unconverged": last.forward_unconverged,
+        "backward_unconverged": last.backward_unconverged,
+    }
 
 
 def _new_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What the user gave, over the recipe. Raises ConfigError for what is missing, RunError for a folder in use."""
     if options.data is None or options.model is None:
         raise ConfigError(f"--data and --model are needed for a new run; data is one of {', '.join(data.NAMES)}")
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise RunError(
-            f"{options.out} exists and is not an empty folder; choose another --out, or --resume the run in it"
-        )
+    if distributed.is_main():
+        _check_free(options.out)
     foreign = [name for name in _given(options) if options.model not in _ONLY_FOR.get(name, KINDS)]
     if foreign:
         owners = " and ".join(_ONLY_FOR[foreign[0]])
         raise ConfigError(f"`{foreign[0]}` is a setting of the {owners} model, not of {options.model}; drop it")
     settings = recipe(options.data, options.model, options.radius or 0.0)
-    return {**settings, **_given(options), "data": _portable(options.data), "kind": options.model}
+    return {**settings, **_given(options), "data": places.portable(options.data), "kind": options.model}
+
+
+def _check_free(folder: Path) -> None:
+    """Raise RunError where there is anything but what a run that died before its first checkpoint leaves behind."""
+    found = {each.name for each in folder.iterdir()} - own(folder) - {CONFIG, places.LOCAL}
+    if found - ({TENSORBOARD} if (folder / CONFIG).exists() else set()):
+        raise RunError(f"{folder} exists and is not an empty folder; choose another --out, or --resume the run in it")
 
 
 def _stored_configs(options: argparse.Namespace) -> tuple[ModelConfig, TrainingConfig]:
     """Those of the run in --out. Raises ConfigError where the user asks for others, RunError where there are none."""
     path = options.out / CONFIG
     stored = read_json(path)
-    model, training, data_dir = stored.get("model"), stored.get("training"), stored.get("data_dir")
-    if not isinstance(model, dict) or not isinstance(training, dict) or not isinstance(data_dir, str | None):
+    model, training = stored.get("model"), stored.get("training")
+    if not isinstance(model, dict) or not isinstance(training, dict):
         raise RunError(f"{path} was not written by `mondeq train`; there is nothing to resume")
     try:
         configs = ModelConfig.from_dict(model), TrainingConfig.from_dict(training)
     except (ConfigError, TypeError, ValueError) as error:
         raise RunError(f"{path} cannot be resumed: {error}") from None
-    asked = {**_given(options), "data": options.data and _portable(options.data), "kind": options.model}
+    data_name = options.data and places.portable(options.data)
     settings = {name: tuple(v) if isinstance(v, list) else v for name, v in {**model, **training}.items()}
-    for name, value in asked.items():
+    settings["data"] = places.portable(configs[1].data)
+    for name, value in {**_given(options), "data": data_name, "kind": options.model}.items():
         if value is not None and settings.get(name) != value:
             raise ConfigError(
                 f"`{name}` is {settings.get(name)!r} in this run, got {value!r}; --resume keeps a run's settings"
             )
-    if options.data_dir is None and data_dir is not None:
-        options.data_dir = Path(data_dir)
     return configs
 
 
-def _portable(name: str) -> str:
-    """A data name that means the same from every working directory."""
-    kind, colon, path = name.partition(":")
-    return f"folder:{Path(path).expanduser().resolve()}" if kind == "folder" and colon and path else name
+def _stored_place(options: argparse.Namespace) -> tuple[str, Path | None]:
+    """The data of the run in --out: where they were, unless the user names another place."""
+    name, data_dir = places.find(options.out, options.data_dir)
+    return options.data or name, data_dir
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether there is a checkpoint, or what a run only writes after its first one."""
+    return any((folder / name).exists() for name in (checkpoint.NAME, WEIGHTS, _HISTORY, _METRICS))
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
@@ -288,20 +330,18 @@ def _new_configs(settings: dict[str, Any], dataset: data.Dataset) -> tuple[Model
     )
 
 
-def _create(folder: Path, model: Classifier, config: TrainingConfig, options: argparse.Namespace) -> None:
+def _create(trainer: Trainer, options: argparse.Namespace) -> None:
+    """Write the settings. Raises RunError where there are others, of a run that died before its first checkpoint."""
     if distributed.is_main():
-        data_dir = None if options.data_dir is None else str(options.data_dir.resolve())
-        save(model, folder, training=config.to_dict(), data_dir=data_dir, version=mondeq.__version__)
+        local = places.local(options.data, options.data_dir)
+        config = config_text(trainer.model.config, training=trainer.config.to_dict(), version=mondeq.__version__)
+        for name, text in ((places.LOCAL, json_text(local)), (CONFIG, config)):
+            path = trainer.folder / name
+            if path.exists() and read_json(path) != json.loads(text):
+                raise RunError(f"{path} has other settings, not trained yet; choose another --out, or --resume them")
+            if name == CONFIG or local:
+                write_text(path, text)
     distributed.wait()
-
-
-def _tensorboard(folder: Path) -> Callable[[str, float, int], None]:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError('--tensorboard needs the tensorboard package: pip install "mondeq[tensorboard]"') from None
-    writer = SummaryWriter(str(folder / "tensorboard"))
-    return lambda name, value, epoch: writer.add_scalar(name, value, epoch)
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # public, bu
 from mondeq.lipschitz.bound import Bound
 from mondeq.models import Classifier, check_exact, fingerprint
 from mondeq.parameterizations import DenseInput
-from splitting import verified
+from splitting import norms, verified
 from splitting.errors import InvalidType
 
 _ASSUMPTIONS = "exact equilibrium of the stored weights; inputs anywhere in pixel space"
@@ -66,7 +66,7 @@ def optimised_metric(exact: Classifier, *, steps: int = 150) -> Tensor:
     if not bool(inputs.any()) or not bool(head.any()):
         return start  # a constant network needs no search
     try:
-        gamma, t = _Problem.of(exact, None)._propose(head)
+        gamma, t = _Problem.of(exact, None).proposed(head)
     except LinAlgError:
         return start
     best, best_value = start, gamma
@@ -106,7 +106,11 @@ def _gamma(metric: Tensor, matrix: Tensor, inputs: Tensor, head: Tensor) -> Tens
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
-    """The inequality without its output, and the eigendecomposition of H that the proposal needs."""
+    """The inequality without its output, and the eigendecomposition of H that the proposal needs.
+
+    K and B are in units in which their largest entries are near 1, and so is C when it comes, so that nothing overflows
+    or vanishes: γ is 2^exponent times that of these units, times the unit of C.
+    """
 
     symmetric: Tensor  # K
     symmetric_size: float  # ‖ΛA‖_F, which the rounding of K is relative to
@@ -114,6 +118,8 @@ class _Problem:
     chol: Tensor  # L
     modes: Tensor  # eigenvectors of H
     levels: Tensor  # its eigenvalues
+    exponent: int
+    input_exponent: int
 
     @staticmethod
     def of(exact: Classifier, metric: Tensor | None) -> _Problem:
@@ -122,27 +128,37 @@ class _Problem:
         own = torch.ones_like(linear.b) if operator.metric is None else operator.metric
         weight = (own if metric is None else metric).detach()
         scaled = weight[:, None] * operator.matrix.detach()
-        symmetric = scaled + scaled.mT
-        inputs = weight[:, None] * linear.U.detach() * exact.pixel_scale()
+        size = norms.frobenius(scaled)
+        symmetric, power = verified.normalised(scaled + scaled.mT)
+        inputs, input_power = verified.normalised(weight[:, None] * linear.U.detach() * exact.pixel_scale())
         # Where K is not positive definite nothing can be proved, and NaN propagates to a bound of inf.
         chol, info = torch.linalg.cholesky_ex(symmetric)
         chol = chol if int(info) == 0 else torch.full_like(chol, math.nan)
         half = torch.linalg.solve_triangular(chol, inputs, upper=False)
         h = half @ half.mT
         levels, modes = torch.linalg.eigh(h) if int(info) == 0 else (chol[0], chol)
-        return _Problem(symmetric, float(scaled.norm()), inputs, chol, modes, levels.clamp_min(0))
+        size = verified.times_power(size, -power)
+        return _Problem(symmetric, size, inputs, chol, modes, levels.clamp_min(0), input_power - power, input_power)
 
     def prove(self, C: Tensor) -> float:
         """A γ for which the inequality is proved to hold with output C z, C (rows, n); inf if none is found."""
         if not bool(C.any()) or not bool(self.inputs.any()):
             return 0.0
+        C, power = verified.normalised(C)
         gamma, t = self._propose(C)
         slack = 1e-9
         while math.isfinite(gamma) and slack < 1e-2:
             if self._holds(C, gamma * (1 + slack), t):
-                return gamma * (1 + slack)
+                value = verified.times_power(gamma * (1 + slack), self.exponent + power)
+                return verified.round_up(value + verified.UNDERFLOW)
             slack *= 10
         return math.inf
+
+    def proposed(self, C: Tensor) -> tuple[float, float]:
+        """γ and t for output C z in their own units; not proved."""
+        C, power = verified.normalised(C)
+        gamma, t = self._propose(C)
+        return verified.times_power(gamma, self.exponent + power), verified.times_power(t, power - self.input_exponent)
 
     def _holds(self, C: Tensor, gamma: float, t: float) -> bool:
         """Whether t K − (t² BBᵀ + CᵀC)/γ ⪰ 0 is proved, rounding included."""
@@ -157,7 +173,7 @@ class _Problem:
     def _propose(self, C: Tensor) -> tuple[float, float]:
         """The best (γ, t) in floating point, by golden-section search over μ."""
         top = float(self.levels[-1])
-        if not math.isfinite(top):
+        if not 0 < top < math.inf:
             return math.inf, 1.0
         p = self.modes.mT @ torch.linalg.solve_triangular(self.chol, C.mT, upper=False)
 

@@ -5,12 +5,11 @@ P is what the head sees of a state: all of it, its last tier, or averages over b
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from mondeq.lipschitz.bound import Bound
 from mondeq.models import Classifier, check_exact, fingerprint
-from splitting import verified
+from splitting import norms, verified
 
 _ASSUMPTIONS = "exact equilibrium of the stored weights; inputs anywhere in pixel space"
 
@@ -25,10 +24,11 @@ def product_bound(exact: Classifier) -> Bound:
     head = metric_head(exact)
     value = verified.spectral_norm(head, perturbation=_rounding(head)) * input_gain
     differences = head[:, None, :] - head[None, :, :]
-    norms = verified.vector_norm(differences.flatten(0, 1)).reshape(len(head), len(head))
-    pairs = (norms + 2 * _rounding(head)) * input_gain * (1 + 1e-15)
+    sizes = verified.vector_norm(differences.flatten(0, 1)).reshape(len(head), len(head))
+    # Products of tiny constants may vanish, and a bound of 0 would certify everything.
+    pairs = (sizes + 2 * _rounding(head)) * input_gain * (1 + 1e-15) + verified.UNDERFLOW
     pairs.fill_diagonal_(0)
-    bound = Bound(verified.round_up(value), "certified", "product", _ASSUMPTIONS, pairs)
+    bound = Bound(verified.round_up(value + verified.UNDERFLOW), "certified", "product", _ASSUMPTIONS, pairs)
     return bound.sealed(fingerprint(exact))
 
 
@@ -48,4 +48,4 @@ def _input_gain(exact: Classifier) -> float:
 
 def _rounding(head: Tensor) -> float:
     """Each entry of W_o Λ^-½ is right to a few roundings."""
-    return 4 * verified.gamma(1) * float(torch.linalg.matrix_norm(head))
+    return 4 * verified.gamma(1) * norms.frobenius(head)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import splitting
-from splitting import verified
+from splitting import norms, verified
 from splitting.errors import InvalidArgument, InvalidType
 
 
@@ -92,7 +92,7 @@ class DenseInput(Parameterization):
     def input_norm(self, scale: Tensor) -> float:
         root = self._root_metric()
         matrix = root[:, None] * self.U.detach().double() * scale.double()
-        rounding = 4 * verified.gamma(1) * float(torch.linalg.matrix_norm(matrix))
+        rounding = 4 * verified.gamma(1) * norms.frobenius(matrix)
         return verified.spectral_norm(matrix, perturbation=rounding)
 
     def input_norm_estimate(self, scale: Tensor) -> Tensor:
@@ -103,8 +103,10 @@ class DenseInput(Parameterization):
 
     def source_rounding(self, size: Tensor) -> Tensor:
         magnitude = size @ self.U.detach().double().abs().mT + self.b.detach().double().abs()
-        gamma = verified.gamma(self.in_features + 8, self.U.dtype)
-        return gamma * verified.vector_norm(magnitude * self._root_metric())
+        gamma, root = verified.gamma(self.in_features + 8, self.U.dtype), self._root_metric()
+        # Products below the normal numbers may vanish, whatever their size is relative to c.
+        vanished = (self.in_features + 8) * torch.finfo(self.U.dtype).tiny * norms.frobenius(root)
+        return gamma * verified.vector_norm(magnitude * root) + vanished
 
     def _root_metric(self) -> Tensor:
         """The diagonal of Λ^½, float64."""

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import splitting
 from mondeq.parameterizations.base import StronglyMonotone, check_count, flat_input
-from splitting import verified
+from splitting import norms, verified
 from splitting.errors import InvalidArgument
 from splitting.operators.layout import Layout
 from splitting.operators.symbols import as_complex, stacked
@@ -62,7 +62,7 @@ class _Convolutional(StronglyMonotone):
         images = x.view(-1, self.in_channels, *self.image_size).permute(2, 3, 1, 0)
         padded = functional.pad(images, (0, 0, 0, 0, k - 1, k - 1, k - 1, k - 1))
         taps = [padded[i : i + height, j : j + width] for i in range(k) for j in range(k)]
-        patches = torch.stack(taps, dim=2).view(height * width, -1, len(x))
+        patches = torch.stack(taps, dim=2).view(height * width, self.in_channels * k**2, len(x))
         matrix = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
         return torch.baddbmm(bias[:, None], matrix.expand(len(patches), -1, -1), patches)
 
@@ -72,12 +72,15 @@ class _Convolutional(StronglyMonotone):
         return self._source_field(size.double(), weight, bias)
 
     def source_rounding(self, size: Tensor) -> Tensor:
-        gamma = verified.gamma(self.in_channels * self.kernel_size**2 + 8, self.U.dtype)
-        return gamma * verified.vector_norm(self._magnitude(size).permute(2, 0, 1))
+        terms = self.in_channels * self.kernel_size**2 + 8
+        # Products below the normal numbers may vanish, whatever their size is relative to c.
+        vanished = terms * torch.finfo(self.U.dtype).tiny * self.state_shape.numel() ** 0.5
+        magnitude = self._magnitude(size).permute(2, 0, 1)
+        return verified.gamma(terms, self.U.dtype) * verified.vector_norm(magnitude) + vanished
 
     def input_norm(self, scale: Tensor) -> float:
         kernel = self._scaled_input(scale.double(), self.U.detach().double())
-        rounding = symbol_rounding(self.kernel_size**2) * float(kernel.abs().sum((2, 3)).norm())
+        rounding = symbol_rounding(self.kernel_size**2) * norms.frobenius(kernel.abs().sum((2, 3)))
         return verified.spectral_norm(stacked(Torus(*self.size).symbol(kernel)), perturbation=rounding)
 
     def input_norm_estimate(self, scale: Tensor) -> Tensor:
@@ -135,7 +138,7 @@ class Conv2d(_Convolutional):
 
     def source(self, x: Tensor) -> Tensor:
         field = self._source_field(self._input(x), self.U, self.b)
-        return field.view(*self.size, self.channels, -1).permute(3, 2, 0, 1)
+        return field.view(*self.size, self.channels, len(x)).permute(3, 2, 0, 1)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, channels={self.channels}"
@@ -195,7 +198,7 @@ class MultiscaleConv2d(_Convolutional):
         return splitting.MultiscaleOperator(F, G, D, self.m, self.layout.sizes)
 
     def source(self, x: Tensor) -> Tensor:
-        field = self._source_field(self._input(x), self.U, self.b).view(*self.size, self.channels[0], -1)
+        field = self._source_field(self._input(x), self.U, self.b).view(*self.size, self.channels[0], len(x))
         rows = self.layout.field(0, field).flatten(0, 2)
         return functional.pad(rows, (0, 0, 0, self.state_shape[0] - len(rows))).mT
 

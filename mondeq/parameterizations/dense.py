@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import splitting
 from mondeq.parameterizations.base import DenseInput, StronglyMonotone
-from splitting import verified
+from splitting import norms, verified
 from splitting.context import full_precision, is_recorded
 
 
@@ -62,7 +62,8 @@ class GramSkewOperator(splitting.DenseOperator):
 
         def bound() -> float:
             F, G, m = self.tensors
-            entries = float(F.double().square().sum() + 2 * G.double().norm() + m)
+            size = norms.frobenius(F.double())
+            entries = size * size + 2 * norms.frobenius(G.double()) + float(m)
             # Products below the normal numbers may vanish, whatever their size is relative to A.
             vanished = 4 * (len(F) + 4) * len(G) * torch.finfo(self.dtype).tiny
             by_construction = float(m) - verified.gamma(len(F) + 4, self.dtype) * entries - vanished

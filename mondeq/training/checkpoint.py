@@ -1,10 +1,15 @@
-"""What `--resume` needs, in one safetensors file: weights, optimiser moments, generators, history."""
+"""What `--resume` needs, in one safetensors file: weights, optimiser moments, generator, history.
+
+It is the truth about a run, replaced in one step after every epoch; the other files of a run follow from it.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import math
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -17,47 +22,125 @@ from mondeq.training.progress import Epoch
 
 NAME = "checkpoint.safetensors"
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
 
 def write(
     path: Path, model: Classifier, optimizer: torch.optim.Optimizer, generator: torch.Generator, history: list[Epoch]
 ) -> None:
     """The state after the last epoch of `history`, in one atomic step: an interrupted write leaves the one before."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= _flatten(optimizer)
+    for number, entry in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": value for name, value in entry.items()}
     tensors["generator"] = generator.get_state()
     write_tensors(path, tensors, {"history": json.dumps([asdict(row) for row in history])})
 
 
-def read(path: Path, model: Classifier, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> list[Epoch]:
-    """Restore all of it and return the history. Raises RunError for a file that does not fit."""
+def read(
+    path: Path,
+    model: Classifier,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    *,
+    epochs: int,
+    steps: int,
+) -> list[Epoch]:
+    """Restore all of it and return the history: of a run of so many epochs, each of so many steps.
+
+    Raises RunError for a file that does not fit, and has changed nothing then. What is trained now must have been
+    trained before, for moments cannot be made up.
+    """
     tensors = read_tensors(path)
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     check_tensors(weights, dict(model.state_dict()), path)
-    model.load_state_dict(weights)
+    # Whatever may be wrong with a foreign file: it is told in one line.
     try:
-        _unflatten(optimizer, tensors)
-        generator.set_state(tensors["generator"])
         with safe_open(path, "pt") as file:
-            return [Epoch(**row) for row in json.loads(file.metadata()["history"])]
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise RunError(f"{path} is not a checkpoint of this run ({error}); train again with another --out") from None
+            history = _history(json.loads(file.metadata()["history"]), epochs)
+        rest = {k: v for k, v in tensors.items() if not k.startswith("model.")}
+        moments = _moments(rest, optimizer, len(history), steps)
+        state = tensors["generator"]
+        torch.Generator().set_state(state)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError | TypeError) else str(error)
+        raise RunError(
+            f"{path} is not a checkpoint of this run ({reason.strip().partition(chr(10))[0]}); "
+            "train again with another --out"
+        ) from None
+    model.load_state_dict(weights)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    generator.set_state(state)
+    return history
 
 
-def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"optimizer.{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
+def _history(rows: Any, epochs: int) -> list[Epoch]:
+    """The rows, if they are those of the first epochs of a run of so many."""
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("its history is not a list of rows")
+    if len(rows) > epochs:
+        raise ValueError(f"its history has {len(rows)} epochs, and the run only {epochs}")
+    return [_row(number, row) for number, row in enumerate(rows, start=1)]
 
 
-def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state = optimizer.state_dict()
+def _row(number: int, row: dict[str, Any]) -> Epoch:
+    names = [each.name for each in fields(Epoch)]
+    if sorted(row) != sorted(names):
+        raise ValueError(f"row {number} of its history has the entries {', '.join(row) or 'none'}")
+    if type(row["epoch"]) is not int or row["epoch"] != number:
+        raise ValueError(f"row {number} of its history is of epoch {row['epoch']!r}")
+    for name in names[1:]:
+        share = "accuracy" in name or "unconverged" in name or name == "certified_estimate"
+        if type(row[name]) is not float or not 0 <= row[name] <= (1 if share else math.inf) or math.isinf(row[name]):
+            raise ValueError(f"`{name}` of epoch {number} is {row[name]!r} in its history")
+    return Epoch(**row)
+
+
+def _moments(
+    tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer, epochs: int, steps: int
+) -> dict[int, dict[str, Tensor]]:
+    """The optimiser's state by number of weight, after so many epochs of so many steps."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     entries: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".")
-            entries.setdefault(int(index), {})[name] = value
-    for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        for moment in ("exp_avg", "exp_avg_sq") if entries else ():
-            found = entries.get(number, {}).get(moment)
-            if found is None or found.shape != parameter.shape or "step" not in entries[number]:
-                raise ValueError(f"the moment {moment} of weight {number} is missing or of the wrong shape")
-    optimizer.load_state_dict({**state, "state": entries})
+    for number, parameter in enumerate(parameters):
+        prefix = f"optimizer.{number}."
+        entry = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if entry:
+            _check_entry(number, entry, parameter)
+            entries[number] = entry
+        elif parameter.requires_grad and epochs:
+            raise ValueError(f"it has no moments of weight {number}, which is to be trained; was that frozen before?")
+    known = {"generator"} | {f"optimizer.{number}.{name}" for number, entry in entries.items() for name in entry}
+    if unknown := sorted(set(tensors) - known):
+        raise ValueError(f"unknown {', '.join(unknown)}")
+    _check_counts({int(entry["step"]) for entry in entries.values()}, epochs, steps)
+    return entries
+
+
+def _check_counts(counts: set[int], epochs: int, steps: int) -> None:
+    """The steps that weights took: all of them, or where a weight was frozen for a while those of whole epochs.
+
+    Shares of a batch are rounded down, so that more processes than now may have taken up to twice as many.
+    """
+    taken = max(counts, default=epochs)
+    whole = taken % epochs == 0 and all(count % (taken // epochs) == 0 for count in counts) if epochs else False
+    if (len(counts) > 1 and not whole) or not epochs <= taken <= epochs * (2 * steps + 1):
+        raise ValueError(f"{epochs} epochs of {steps} steps are none of the optimiser's {sorted(counts)} steps")
+
+
+def _check_entry(number: int, entry: dict[str, Tensor], parameter: Tensor) -> None:
+    if set(entry) != {"step", *_MOMENTS}:
+        raise ValueError(f"weight {number} has {', '.join(sorted(entry))} where it needs step, {', '.join(_MOMENTS)}")
+    for name in _MOMENTS:
+        moment = entry[name]
+        if moment.shape != parameter.shape or moment.dtype != parameter.dtype:
+            raise ValueError(
+                f"the moment {name} of weight {number} is {moment.dtype} {tuple(moment.shape)}, "
+                f"the weight {parameter.dtype} {tuple(parameter.shape)}"
+            )
+        if not bool(torch.isfinite(moment).all()):
+            raise ValueError(f"the moment {name} of weight {number} holds NaN or inf")
+    if bool((entry["exp_avg_sq"] < 0).any()):
+        raise ValueError(f"the moment exp_avg_sq of weight {number} is negative")
+    step = entry["step"]
+    if step.shape != () or step.dtype != torch.float32 or not 1 <= float(step) < math.inf or float(step) % 1:
+        raise ValueError(f"the step of weight {number} is no count: {step.dtype} {step.flatten()[:3].tolist()}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from mondeq import distributed
 from mondeq.data import Dataset, batches
-from mondeq.errors import TrainingError
+from mondeq.errors import ConfigError, TrainingError
+from mondeq.files import sole_writer
 from mondeq.models import Classifier
 from mondeq.runs import WEIGHTS, write_tensors
 from mondeq.training import checkpoint
@@ -36,7 +37,8 @@ class Trainer:
     """Trains `model` on `dataset` as `config` says, writing a checkpoint to `folder` after every epoch.
 
     on_epoch is called with every new row of history, on the main process. Two runs with the same configuration, data
-    and machine give the same weights to the bit, whether or not they were interrupted and resumed.
+    and machine give the same weights to the bit, whether or not they were interrupted and resumed. Weights with
+    requires_grad_(False) stay as they are; a run is resumed with the same ones frozen. ConfigError where all are.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class Trainer:
             device,
         )
         config.check_images(*dataset.train.images.shape[2:])
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ConfigError("`model` has no weight to train: all are frozen; call requires_grad_(True) on some")
         self.on_epoch = on_epoch
         self.history: list[Epoch] = []
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -73,31 +77,48 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue from the checkpoint in the folder."""
-        self.history = checkpoint.read(self.folder / checkpoint.NAME, self.model, self.optimizer, self.generator)
+        self.history = checkpoint.read(
+            self.folder / checkpoint.NAME,
+            self.model,
+            self.optimizer,
+            self.generator,
+            epochs=self.config.epochs,
+            steps=len(self.train),
+        )
+
+    def publish(self) -> None:
+        """Write the weights as they are to model.safetensors."""
+        write_tensors(self.folder / WEIGHTS, self.model.state_dict())
 
     def run(self) -> list[Epoch]:
-        """Train the epochs that are left. Raises TrainingError, with the cause, when the loss stops being finite."""
+        """Train the epochs that are left. Raises TrainingError, with the cause, when the loss stops being finite, and
+        RunError where another process writes to the folder."""
         parallel = distributed.parallel(self.model)
-        if not self.history:
-            self._save()
-        for epoch in range(len(self.history) + 1, self.config.epochs + 1):
-            started = time.perf_counter()
-            tally = Tally(self.device)
-            try:
-                with self._prepared(tally.monitor):
-                    self._train_epoch(epoch, parallel, tally)
-                if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
-                    raise TrainingError(f"epoch {epoch} broke off: {self._cause()}; {self._kept()}")
-                accuracy, certified = self.evaluate()
-            except (SplittingError, LinAlgError) as error:
-                raise TrainingError(f"epoch {epoch} broke off: {error}; {self._cause()}; {self._kept()}") from None
-            row = self._row(epoch, tally, accuracy, certified, time.perf_counter() - started)
-            self.history.append(row)
-            self._save()
-            if distributed.is_main():
-                self.on_epoch(row)
-                _warn_of_unconverged(row)
+        with sole_writer(self.folder) if distributed.is_main() else nullcontext():
+            if not self.history:
+                self._save([])
+            elif distributed.is_main():
+                self.publish()  # a run that died after its checkpoint has not done so
+            for epoch in range(len(self.history) + 1, self.config.epochs + 1):
+                row = self._epoch(epoch, parallel)
+                self._save([*self.history, row])
+                if distributed.is_main():
+                    self.on_epoch(row)
+                    _warn_of_unconverged(row)
         return self.history
+
+    def _epoch(self, epoch: int, parallel: torch.nn.Module) -> Epoch:
+        started = time.perf_counter()
+        tally = Tally(self.device)
+        try:
+            with self._prepared(tally.monitor):
+                self._train_epoch(epoch, parallel, tally)
+            if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+                raise TrainingError(f"epoch {epoch} broke off: {self._cause()}; {self._kept()}")
+            accuracy, certified = self.evaluate()
+        except (SplittingError, LinAlgError) as error:
+            raise TrainingError(f"epoch {epoch} broke off: {error}; {self._cause()}; {self._kept()}") from None
+        return self._row(epoch, tally, accuracy, certified, time.perf_counter() - started)
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
@@ -223,10 +244,12 @@ class Trainer:
             seconds=seconds,
         )
 
-    def _save(self) -> None:
+    def _save(self, history: list[Epoch]) -> None:
+        """Make the state after the last epoch of `history` the run's: the checkpoint decides, the weights follow."""
         if distributed.is_main():
-            checkpoint.write(self.folder / checkpoint.NAME, self.model, self.optimizer, self.generator, self.history)
-            write_tensors(self.folder / WEIGHTS, self.model.state_dict())
+            checkpoint.write(self.folder / checkpoint.NAME, self.model, self.optimizer, self.generator, history)
+            self.publish()
+        self.history = history
         distributed.wait()
 
 

@@ -69,14 +69,14 @@ class DenseOperator(Operator):
 
     def _prove_monotonicity(self) -> float:
         scaled = self._scaled()
-        error = 8 * verified.gamma(1) * float(torch.linalg.matrix_norm(scaled))
+        error = 8 * verified.gamma(1) * norms.frobenius(scaled)
         return verified.smallest_eigenvalue((scaled + scaled.mT) / 2, perturbation=error)
 
     @property
     def lipschitz(self) -> float:
         def prove() -> float:
             scaled = self._scaled()
-            error = 8 * verified.gamma(1) * float(torch.linalg.matrix_norm(scaled))
+            error = 8 * verified.gamma(1) * norms.frobenius(scaled)
             return verified.spectral_norm(scaled, perturbation=error)
 
         return self._cached("lipschitz", prove)

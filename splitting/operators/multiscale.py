@@ -17,7 +17,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from splitting import verified
+from splitting import norms, verified
 from splitting.context import full_precision, is_recorded
 from splitting.errors import InvalidType
 from splitting.operators.base import AdjointView, Operator, Resolvent
@@ -238,24 +238,24 @@ class MultiscaleOperator(Operator):
         numbers of the dtype may add.
         """
         sizes = self._kernel_sizes()
-        norms = 0.0
+        size = 0.0
         for i, (f, g, d) in enumerate(sizes):
-            norms += float(self.tensors[0].detach()) + f * f + d * d + 2 * g + (2 * f * sizes[i - 1][2] if i else 0.0)
+            size += float(self.tensors[0].detach()) + f * f + d * d + 2 * g + (2 * f * sizes[i - 1][2] if i else 0.0)
         per_pass = sum(
             t.rounding(self.dtype)
             + whole.rounding(self.dtype)
             + verified.gamma(8 * t.phases**2 * c + 16, self.dtype) * math.sqrt(2 * t.phases**2 * c)
             for t, whole, c in zip(self._layout.toruses, self._layout.wholes, self._layout.channels, strict=True)
         )
-        symbol = sum(self._symbol_errors(self.dtype)) + 2 * norms * self._symbol_rounding(self.dtype)
-        absolute = 64 * self.state_shape.numel() ** 1.5 * torch.finfo(self.dtype).tiny * (1 + norms)
-        return verified.round_up(10 * norms * per_pass + 4 * symbol), verified.round_up(absolute)
+        symbol = sum(self._symbol_errors(self.dtype)) + 2 * size * self._symbol_rounding(self.dtype)
+        absolute = 64 * self.state_shape.numel() ** 1.5 * torch.finfo(self.dtype).tiny * (1 + size)
+        return verified.round_up(10 * size * per_pass + 4 * symbol), verified.round_up(absolute)
 
     def _kernel_sizes(self) -> list[tuple[float, float, float]]:
         """Upper bounds, per tier, on the 2-norm of the entrywise modulus of the symbols of F, G and D (0 for none)."""
 
         def size(kernel: Tensor, phases: int) -> float:
-            return phases * float(kernel.detach().double().abs().sum((2, 3)).norm()) * (1 + 1e-12)
+            return phases * norms.frobenius(kernel.detach().double().abs().sum((2, 3))) * (1 + 1e-12)
 
         _, F, G, D = self._kernels()
         toruses = self._layout.toruses

@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,14 +58,47 @@ def test_what_is_done_is_not_done_again_and_what_was_interrupted_goes_on(
     assert ["--resume" in arguments for arguments in called] == [False, False, True]
 
 
+# Of Winston & Kolter 2020: accuracy in %, thousands of parameters.
+PUBLISHED = {
+    ("mnist", "dense"): (98.1, 84),
+    ("mnist", "conv"): (99.1, 84),
+    ("mnist", "multiscale"): (99.0, 81),
+    ("svhn", "conv"): (88.7, 172),
+    ("svhn", "multiscale"): (92.4, 170),
+    ("cifar10", "conv"): (74.0, 172),
+    ("cifar10", "multiscale"): (72.0, 170),
+    ("cifar10", "conv-augmented"): (82.0, 854),
+    ("cifar10", "multiscale-augmented"): (89.0, 1014),
+}
+
+
+def parameters(preset: Preset, shape: tuple[int, int, int]) -> int:
+    settings = preset.settings
+    sizes: dict[str, Any] = {"features": int(settings.get("features", 0))}
+    sizes["channels"] = tuple(map(int, settings.get("channels", "").split()))
+    sizes["weight_norm"] = "weight-norm" in settings
+    flat = (0.5,) * shape[0]
+    config = mondeq.ModelConfig(settings["model"], shape, 10, flat, flat, **sizes)
+    return sum(p.numel() for p in mondeq.Classifier(config).parameters())
+
+
 @pytest.mark.parametrize("data", ALL)
 def test_presets_are_what_was_published(data: str) -> None:
-    """Names of settings are those of the command line; but for those of ours each has its published accuracy."""
+    """Accuracy, batch size and, to six per cent, the number of parameters; ours have no published figure, short ones
+    that of the same network."""
+    assert {p.name for p in ALL[data]} >= {name for of, name in PUBLISHED if of == data}
     for preset in ALL[data]:
-        if not preset.name.endswith("-short"):
-            assert (preset.published is None) == (preset.settings["model"] == "lipschitz")
-            assert preset.published is None or preset.settings["batch-size"] == "128"
         TrainingConfig(data, epochs=int(preset.settings.get("epochs", 1)), lr=float(preset.settings.get("lr", 1e-3)))
+        if (data, preset.name) in PUBLISHED:
+            accuracy, thousands = PUBLISHED[data, preset.name]
+            assert preset.published == accuracy
+            assert preset.settings["batch-size"] == "128"
+            shape = (1, 28, 28) if data == "mnist" else (3, 32, 32)
+            assert parameters(preset, shape) == pytest.approx(1000 * thousands, rel=0.06), preset.name
+        elif preset.name.endswith("-short"):
+            assert preset.published in (None, PUBLISHED[data, preset.name.removesuffix("-short")][0])
+        else:
+            assert (preset.published, preset.settings["model"]) == (None, "lipschitz")
 
 
 def test_an_unknown_preset_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

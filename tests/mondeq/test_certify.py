@@ -22,7 +22,7 @@ from mondeq.lipschitz import best_pairs
 from mondeq.models import exact_copy
 from mondeq.testing import check_certificate
 from splitting import InvalidArgument
-from tests.mondeq.zoo import DENSE_KINDS, KINDS, Array, array, classifier, labels_of, log_uniform, pictures
+from tests.mondeq.zoo import DENSE_KINDS, KINDS, Array, array, classifier, labels_of, log_uniform, norms, pictures
 
 CERTIFY = importlib.import_module("mondeq.certify")  # the function of that name hides the module
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -152,22 +152,66 @@ def test_the_solvers_error_is_subtracted(kind: str, monkeypatch: pytest.MonkeyPa
         assert check_certificate(model, images, labels, sloppy, samples=2, ascent=5) == int((sloppy.radius > 0).sum())
 
 
-def test_radius_is_the_formula() -> None:
-    """min over j of (y_i − y_j − δ_ij)/L_ij, by loops, with δ from the reported error bound."""
-    model = classifier()
+@each_kind
+@pytest.mark.parametrize("tol", [1e-7, 1e-2])
+def test_radius_is_the_formula(kind: str, tol: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """min over j of (y_i − y_j − δ_ij)/L_ij, by loops, with δ_ij = ‖(w_i − w_j) P Λ^-½‖ · `error_bound`."""
+    solve_to(monkeypatch, tol=tol)
+    model = classifier(kind)
+    if kind == "lipschitz":
+        with torch.no_grad():
+            model.linear.get_parameter("log_metric").normal_()
     images, labels = pictures(model), labels_of(model)
     report = mondeq.certify(model, images, labels)
-    exact = exact_copy(model)
-    exact.layer.tol = 1e-13
+    exact = CERTIFY.exact_copy(model)
     with torch.no_grad():
         logits = array(exact(images.double()))
-    L, head = array(best_pairs(report.bounds)), array(exact.head_weight)
+    _, gains, _ = norms(exact)
+    L = array(best_pairs(report.bounds))
+    assert len(logits) == 7
     for n, (y, error) in enumerate(zip(logits, report.error_bound.tolist(), strict=True)):
         i = int(y.argmax())
-        radii = [(y[i] - y[j] - np.linalg.norm(head[i] - head[j]) * error) / L[i, j] for j in range(len(y)) if j != i]
+        radii = [max((y[i] - y[j] - gains[i, j] * error) / L[i, j], 0) for j in range(len(y)) if j != i]
         assert int(report.prediction[n]) == i
         assert bool(report.correct[n]) == (i == int(labels[n]))
-        assert float(report.radius[n]) == pytest.approx(min(radii), rel=1e-6)
+        assert float(report.radius[n]) == pytest.approx(min(radii), rel=1e-6, abs=1e-9)
+    assert (report.radius > 0).any()
+
+
+@each_kind
+def test_the_rounding_of_the_source_is_counted(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over m, for inputs of the size that normalised pixels may have before they cancel."""
+    model = classifier(kind)
+    images, labels = pictures(model), labels_of(model)
+    before = mondeq.certify(model, images, labels)
+    sizes: list[Tensor] = []
+
+    def rounding(linear: mondeq.Parameterization, size: Tensor) -> Tensor:
+        sizes.append(size)
+        return torch.full((len(size),), 0.01, dtype=torch.float64)
+
+    monkeypatch.setattr(type(model.linear), "source_rounding", rounding)
+    report = mondeq.certify(model, images, labels)
+    m = exact_copy(model).linear.operator().strong_monotonicity
+    torch.testing.assert_close(report.error_bound, before.error_bound + 0.01 / m, rtol=1e-4, atol=0)
+    shift, scale = (torch.tensor(values).double()[:, None, None] for values in ((0.4, 0.6), (0.5, 0.25)))
+    torch.testing.assert_close(torch.cat(sizes), ((images.double() + shift) / scale).flatten(1))
+    assert (report.radius < before.radius).sum() == (before.radius > 0).sum() > 0
+
+
+def test_the_rounding_of_logits_is_counted() -> None:
+    """A bias of 2⁵⁰ leaves two bits of the gap behind the point; what they hide is no radius."""
+    model = two_pixels()
+    with torch.no_grad():
+        model.linear.get_parameter("F").zero_()
+        model.head_weight.mul_(8)
+        model.head_bias.fill_(2.0**50)
+    exact, images = exact_copy(model), grid(30)
+    u = array(exact.linear.get_parameter("U"))[0] * array(exact.pixel_scale())
+    distance = np.abs(array(exact.linear.source(exact.prepare(images)))[:, 0]) / np.linalg.norm(u)
+    radius = mondeq.certify(model, images, torch.zeros(len(images), dtype=torch.int64)).radius.numpy()
+    assert (radius <= distance).all()
+    assert (radius > 0.5 * distance).sum() > 100
 
 
 def test_a_solver_that_cannot_finish_certifies_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

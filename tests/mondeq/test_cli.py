@@ -680,7 +680,9 @@ def test_resuming_what_is_no_run(call: Call, runs: dict[str, Path], tmp_path: Pa
     )
     (tmp_path / "empty" / CONFIG).write_text('{"model": {}, "training": {}}')
     call.fails(1, "config.json", "train", "--resume", "--out", tmp_path / "empty")
-    (tmp_path / "empty" / CONFIG).write_text((runs["dense"] / CONFIG).read_text())
+    # Settings alone are a run that died early; with weights it is one whose checkpoint was lost.
+    shutil.copy(runs["dense"] / CONFIG, tmp_path / "empty")
+    shutil.copy(runs["dense"] / WEIGHTS, tmp_path / "empty")
     call.fails(1, r"checkpoint\.safetensors", "train", "--resume", "--out", tmp_path / "empty")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -147,6 +148,14 @@ def test_metrics_of_two_processes_are_those_of_one(runs: Runs, tmp_path: Path) -
         assert found[name] == metrics[name]
     model = mondeq.load(runs.together / "cli")
     assert model.config.kind == "lipschitz"
+
+
+def test_a_run_of_two_processes_is_resumed_by_one(runs: Runs, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(runs.together / "cli", tmp_path / "run"))
+    (run / "history.csv").unlink()
+    assert cli.main(["train", "--resume", "--out", str(run), "--device", "cpu"]) == 0
+    for name in ("history.csv", "model.safetensors", "training.png"):
+        assert (run / name).read_bytes() == (runs.together / "cli" / name).read_bytes()
 
 
 # -- alone ---------------------------------------------------------------------------------------------------------

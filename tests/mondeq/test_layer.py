@@ -17,17 +17,23 @@ import mondeq
 import splitting
 from splitting import ConvergenceWarning, InvalidArgument, InvalidType, NotConverged
 
-KINDS = ("dense", "lipschitz")
+# Pictures of one channel, 4×6, flattened or not.
+INPUTS = 24
+KINDS: dict[str, Callable[[], mondeq.Parameterization]] = {
+    "dense": lambda: mondeq.Dense(INPUTS, 6, m=0.5, learn_m=True),
+    "lipschitz": lambda: mondeq.LipschitzDense(INPUTS, 6, 2),
+    "conv": lambda: mondeq.Conv2d(1, 2, (4, 6), learn_m=True, weight_norm=True),
+    "multiscale": lambda: mondeq.MultiscaleConv2d(1, (1, 2), (4, 6), learn_m=True),
+}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def parameterization(kind: str = "dense", *, seed: int = 0) -> mondeq.Dense | mondeq.LipschitzDense:
+def parameterization(kind: str = "dense", *, seed: int = 0) -> mondeq.Parameterization:
     torch.manual_seed(seed)
-    if kind == "dense":
-        return mondeq.Dense(3, 6, m=0.5, learn_m=True)
-    linear = mondeq.LipschitzDense(3, 6, 2)
+    linear = KINDS[kind]()
     with torch.no_grad():
-        linear.log_metric.normal_(std=0.3)
+        if kind == "lipschitz":
+            linear.get_parameter("log_metric").normal_(std=0.3)
     return linear
 
 
@@ -37,7 +43,13 @@ def layer_of(kind: str = "dense", *, dtype: torch.dtype = torch.float64, **optio
 
 
 def batch(count: int = 5, *, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(count, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
+    return torch.randn(count, INPUTS, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
+
+
+def applied(layer: mondeq.EquilibriumLayer, z: Tensor, x: Tensor) -> Tensor:
+    """σ(Wz + Ux + b) with W as a matrix."""
+    image = (z.flatten(1) @ layer.linear.weight().mT).reshape(z.shape)
+    return layer.linear.confined(splitting.Tanh())(image + layer.linear.source(x))
 
 
 def gradients(layer: mondeq.EquilibriumLayer, x: Tensor) -> dict[str, Tensor]:
@@ -66,14 +78,14 @@ def test_the_output_is_the_fixed_point(kind: str, training: bool) -> None:
     x = batch()
     with torch.no_grad():
         z = layer(x)
-        W = layer.linear.weight()
-        torch.testing.assert_close(z, torch.tanh(z @ W.mT + layer.linear.source(x)), rtol=0, atol=1e-10)
-    assert z.shape == (5, 6)
+        torch.testing.assert_close(z, applied(layer, z, x), rtol=0, atol=1e-10)
+    assert z.shape == (5, *layer.linear.state_shape)
 
 
+@each_kind
 @pytest.mark.parametrize("training", [False, True])
-def test_solve_is_the_same_point_with_diagnostics(training: bool) -> None:
-    layer = layer_of().train(training)
+def test_solve_is_the_same_point_with_diagnostics(kind: str, training: bool) -> None:
+    layer = layer_of(kind).train(training)
     x = batch().requires_grad_()
     solution = layer.solve(x)
     assert not solution.value.requires_grad
@@ -83,8 +95,9 @@ def test_solve_is_the_same_point_with_diagnostics(training: bool) -> None:
     assert (solution.residual <= layer.tol).all()
 
 
-def test_solve_takes_its_own_tolerance_and_start() -> None:
-    layer = layer_of(tol=1e-3)
+@each_kind
+def test_solve_takes_its_own_tolerance_and_start(kind: str) -> None:
+    layer = layer_of(kind, tol=1e-3)
     x = batch()
     rough, fine = layer.solve(x), layer.solve(x, tol=1e-11)
     assert (fine.steps > rough.steps).all()
@@ -100,7 +113,7 @@ def test_batch_mates_do_not_matter(kind: str, training: bool) -> None:
     layer = layer_of(kind, on_failure="return", max_steps=100, tol=1e-9).train(training)
     x = batch(4)
     alone = [layer.solve(x[i : i + 1]) for i in range(4)]
-    crowd = torch.cat([x, 1e6 * torch.ones(1, 3), torch.full((1, 3), math.nan), 0 * x])
+    crowd = torch.cat([x, 1e6 * torch.ones(1, INPUTS), torch.full((1, INPUTS), math.nan), 0 * x])
     together = layer.solve(crowd)
     for i, single in enumerate(alone):
         assert int(together.steps[i]) == int(single.steps)
@@ -120,19 +133,20 @@ def gradient_to_input(layer: mondeq.EquilibriumLayer, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("training", [False, True])
 def test_empty_batch(kind: str, training: bool) -> None:
     layer = layer_of(kind).train(training)
-    z = layer(torch.zeros(0, 3, dtype=torch.float64))
-    assert z.shape == (0, 6)
+    z = layer(torch.zeros(0, INPUTS, dtype=torch.float64))
+    assert z.shape == (0, *layer.linear.state_shape)
     z.sum().backward()
     for name, parameter in layer.named_parameters():
         assert parameter.grad is None or not parameter.grad.any(), name
-    solution = layer.solve(torch.zeros(0, 3, dtype=torch.float64))
-    assert solution.value.shape == (0, 6)
+    solution = layer.solve(torch.zeros(0, INPUTS, dtype=torch.float64))
+    assert solution.value.shape == z.shape
     assert solution.error_bound.shape == (0,)
     assert solution.status.ok
 
 
-def test_inputs_of_any_shape_and_layout() -> None:
-    layer = layer_of().eval()
+@each_kind
+def test_inputs_of_any_shape_and_layout(kind: str) -> None:
+    layer = layer_of(kind).eval()
     x = batch(4)
     with torch.no_grad():
         expected = layer(x)
@@ -140,7 +154,7 @@ def test_inputs_of_any_shape_and_layout() -> None:
         transposed = x.mT.contiguous().mT
         assert not strided.is_contiguous()
         assert not transposed.is_contiguous()
-        for same in (strided, transposed, x.reshape(4, 1, 3), x.reshape(4, 3, 1, 1), x[:1].expand(4, 3)):
+        for same in (strided, transposed, x.reshape(4, 1, 4, 6), x[:1].expand(4, INPUTS)):
             torch.testing.assert_close(layer(same)[0], expected[0], rtol=1e-13, atol=1e-13)
 
 
@@ -160,9 +174,10 @@ def test_one_dtype_throughout(kind: str, training: bool, dtype: torch.dtype) -> 
     assert solution.error_bound.dtype == torch.float64
 
 
+@each_kind
 @pytest.mark.parametrize("training", [False, True])
-def test_autocast_does_not_reach_the_solver(training: bool) -> None:
-    layer = layer_of(dtype=torch.float32, tol=1e-6).train(training)
+def test_autocast_does_not_reach_the_solver(kind: str, training: bool) -> None:
+    layer = layer_of(kind, dtype=torch.float32, tol=1e-6).train(training)
     x = batch(dtype=torch.float32)
     expected = gradients(layer, x)
     with torch.no_grad():
@@ -178,31 +193,34 @@ def test_autocast_does_not_reach_the_solver(training: bool) -> None:
     torch.testing.assert_close(slope, expected["x"])
 
 
-def test_float64_is_more_exact_than_float32_can_be() -> None:
+@each_kind
+def test_float64_is_more_exact_than_float32_can_be(kind: str) -> None:
     """Nothing on the way is rounded to float32: the fixed-point equation holds to 1e-12."""
-    layer = layer_of(tol=1e-13).double()
+    layer = layer_of(kind, tol=1e-13).double()
     x = batch()
     with torch.no_grad():
         z = layer(x)
-        gap = z - torch.tanh(z @ layer.linear.weight().mT + layer.linear.source(x))
+        gap = z - applied(layer, z, x)
     assert float(gap.abs().max()) < 1e-12
 
 
-def test_mismatched_inputs_are_refused() -> None:
-    layer = layer_of()
+@each_kind
+def test_mismatched_inputs_are_refused(kind: str) -> None:
+    layer = layer_of(kind)
     with pytest.raises(InvalidType, match=r"`x` is torch\.float32 but the weights are torch\.float64"):
         layer(batch(dtype=torch.float32))
     with pytest.raises(InvalidType, match="`x` is on meta but the weights are on cpu"):
-        layer(torch.zeros(2, 3, device="meta", dtype=torch.float64))
-    with pytest.raises(InvalidArgument, match="`x` must have 3 entries per sample, got 4"):
+        layer(torch.zeros(2, INPUTS, device="meta", dtype=torch.float64))
+    with pytest.raises(InvalidArgument, match=f"`x` must have {INPUTS} entries per sample, got 4"):
         layer(torch.zeros(2, 4, dtype=torch.float64))
-    with pytest.raises(InvalidArgument, match=r"`initial` must have shape \(batch, 6\), got \(5, 4\)"):
+    with pytest.raises(InvalidArgument, match=r"`initial` must have shape \(batch, .*\), got \(5, 4\)"):
         layer.solve(batch(), initial=torch.zeros(5, 4, dtype=torch.float64))
 
 
+@each_kind
 @pytest.mark.parametrize("training", [False, True])
-def test_dtype_moved_after_construction_and_use(training: bool) -> None:
-    layer = layer_of(dtype=torch.float32, tol=1e-6).train(training)
+def test_dtype_moved_after_construction_and_use(kind: str, training: bool) -> None:
+    layer = layer_of(kind, dtype=torch.float32, tol=1e-6).train(training)
     before = layer.solve(batch(dtype=torch.float32)).value
     layer.double()
     after = layer.solve(batch(), tol=1e-12).value
@@ -270,7 +288,8 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(owner, name, wrapper)
 
     count(splitting.operators.dense, "_invert")
-    for owner in (mondeq.Dense, mondeq.LipschitzDense):
+    count(splitting.MultiscaleOperator, "_invert")
+    for owner in (mondeq.Dense, mondeq.LipschitzDense, mondeq.Conv2d, mondeq.MultiscaleConv2d):
         count(owner, "operator")
     return counted
 
@@ -307,9 +326,10 @@ def test_evaluation_inverts_once_for_forward_and_backward(kind: str, counts: Cou
     assert counts["_invert"] == before
 
 
-def test_training_inverts_once_a_step(counts: Counter[str]) -> None:
+@each_kind
+def test_training_inverts_once_a_step(kind: str, counts: Counter[str]) -> None:
     """The backward pass uses the adjoint of the forward resolvent; nothing is kept for the next step."""
-    layer = layer_of().train()
+    layer = layer_of(kind).train()
     for step in range(1, 4):
         layer(batch()).sum().backward()
         assert counts["_invert"] == step
@@ -317,8 +337,16 @@ def test_training_inverts_once_a_step(counts: Counter[str]) -> None:
 
 def in_place(layer: mondeq.EquilibriumLayer) -> mondeq.EquilibriumLayer:
     with torch.no_grad():
-        layer.linear.get_parameter("U").mul_(1.5)
-        next(iter(layer.linear.parameters()))[0].add_(0.1)
+        for parameter in layer.linear.parameters():
+            parameter.mul_(1.2).add_(0.02)
+    return layer
+
+
+def of_the_operator_alone(layer: mondeq.EquilibriumLayer) -> mondeq.EquilibriumLayer:
+    """One entry of one weight that the source does not see."""
+    (weight,) = (p for name, p in layer.linear.named_parameters() if name in ("F", "F.0", "V"))
+    with torch.no_grad():
+        weight.view(-1)[1] += 0.5
     return layer
 
 
@@ -341,9 +369,7 @@ def through_numpy(layer: mondeq.EquilibriumLayer) -> mondeq.EquilibriumLayer:
 
 
 def by_loading(layer: mondeq.EquilibriumLayer) -> mondeq.EquilibriumLayer:
-    kind = "dense" if isinstance(layer.linear, mondeq.Dense) else "lipschitz"
-    other = mondeq.EquilibriumLayer(parameterization(kind, seed=9)).to(next(layer.parameters()).dtype)
-    layer.load_state_dict(other.state_dict())
+    layer.load_state_dict({name: 1.1 * value + 0.02 for name, value in layer.state_dict().items()})
     return layer
 
 
@@ -366,6 +392,7 @@ def by_dtype(layer: mondeq.EquilibriumLayer) -> mondeq.EquilibriumLayer:
 
 CHANGES = (
     in_place,
+    of_the_operator_alone,
     through_data,
     through_data_in_place,
     through_numpy,
@@ -409,8 +436,8 @@ def test_another_parameterization_is_noticed_in_evaluation() -> None:
     layer = layer_of().eval()
     with torch.no_grad():
         layer(batch())
-        for kind, seed in (("dense", 4), ("lipschitz", 4)):
-            layer.linear = parameterization(kind, seed=seed).double()
+        for kind in KINDS:
+            layer.linear = parameterization(kind, seed=4).double()
             fresh = mondeq.EquilibriumLayer(layer.linear, splitting.Tanh(), tol=1e-11, max_steps=500).eval()
             assert torch.equal(layer(batch()), fresh(batch()))
 
@@ -428,8 +455,9 @@ def test_copies_are_independent(kind: str) -> None:
         assert torch.equal(layer(batch()), twin(batch()))
 
 
-def test_a_used_layer_can_be_pickled_and_its_state_saved() -> None:
-    layer = layer_of().eval()
+@each_kind
+def test_a_used_layer_can_be_pickled_and_its_state_saved(kind: str) -> None:
+    layer = layer_of(kind).eval()
     with torch.no_grad():
         expected = layer(batch())
         twin = pickle.loads(pickle.dumps(layer))
@@ -437,13 +465,15 @@ def test_a_used_layer_can_be_pickled_and_its_state_saved() -> None:
         buffer = io.BytesIO()
         torch.save(layer.state_dict(), buffer)
         buffer.seek(0)
-        other = layer_of().eval()
+        other = layer_of(kind).eval()
+        in_place(other)
         other.load_state_dict(torch.load(buffer, weights_only=True))
         assert torch.equal(other(batch()), expected)
 
 
-def test_the_kept_operator_is_not_part_of_the_state() -> None:
-    layer = layer_of().eval()
+@each_kind
+def test_the_kept_operator_is_not_part_of_the_state(kind: str) -> None:
+    layer = layer_of(kind).eval()
     before = set(layer.state_dict())
     with torch.no_grad():
         layer(batch())
@@ -451,13 +481,14 @@ def test_the_kept_operator_is_not_part_of_the_state() -> None:
     assert len(list(layer.parameters())) == len(before)
 
 
-def test_inference_mode_leaves_gradients_possible() -> None:
+@each_kind
+def test_inference_mode_leaves_gradients_possible(kind: str) -> None:
     """What evaluation keeps from inference mode must be usable when gradients are wanted later."""
-    layer = layer_of().eval()
+    layer = layer_of(kind).eval()
     with torch.inference_mode():
         layer(batch())
-    assert_close(gradients(layer, batch()), gradients(layer_of().train(), batch()))
-    frozen = layer_of().eval().requires_grad_(False)
+    assert_close(gradients(layer, batch()), gradients(layer_of(kind).train(), batch()))
+    frozen = layer_of(kind).eval().requires_grad_(False)
     with torch.inference_mode():
         frozen(batch())
     x = batch().requires_grad_()
@@ -491,11 +522,11 @@ def test_implicit_gradients_are_those_of_unrolling(kind: str, training: bool) ->
     """Differentiating through a thousand damped plain iterations gives the same, without any of our machinery."""
     layer = layer_of(kind).train(training)
     x = batch().requires_grad_()
-    linear = layer.linear
-    W, c = linear.weight(), x @ linear.U.mT + linear.b
-    z = torch.zeros(5, 6, dtype=torch.float64)
+    W, c = layer.linear.weight(), layer.linear.source(x)
+    sigma = layer.linear.confined(splitting.Tanh())
+    z = torch.zeros_like(c)
     for _ in range(1500):
-        z = 0.9 * z + 0.1 * torch.tanh(z @ W.mT + c)
+        z = 0.9 * z + 0.1 * sigma((z.flatten(1) @ W.mT).reshape(z.shape) + c)
     scale = torch.linspace(1, 2, z.numel(), dtype=z.dtype).reshape(z.shape)
     named = {n: p for n, p in layer.named_parameters() if n not in ("linear.b_o",)}
     unrolled = torch.autograd.grad((z * scale).square().sum(), [x, *named.values()])
@@ -538,15 +569,16 @@ def test_per_sample_gradients_by_vmap(kind: str, training: bool) -> None:
     assert_close({n: g.sum(0) for n, g in together.items()}, total, 1e-8)
 
 
-def test_functional_call_uses_the_weights_it_is_given() -> None:
+@each_kind
+def test_functional_call_uses_the_weights_it_is_given(kind: str) -> None:
     """Also in evaluation, where an operator of other weights may be kept."""
-    layer = layer_of().eval()
+    layer = layer_of(kind).eval()
     with torch.no_grad():
         kept = layer(batch())
         other = {n: 1.3 * p.detach() for n, p in layer.named_parameters()}
         swapped = torch.func.functional_call(layer, other, (batch(),))
         assert not torch.allclose(swapped, kept)
-        fresh = layer_of()
+        fresh = layer_of(kind)
         fresh.load_state_dict(other)
         torch.testing.assert_close(swapped, fresh(batch()), rtol=1e-9, atol=1e-9)
         assert torch.equal(layer(batch()), kept)
@@ -555,13 +587,13 @@ def test_functional_call_uses_the_weights_it_is_given() -> None:
 @each_kind
 def test_directional_derivatives(kind: str) -> None:
     layer = layer_of(kind).train()
-    x, direction = batch(), torch.randn(5, 3, dtype=torch.float64)
+    x, direction = batch(), torch.randn(5, INPUTS, dtype=torch.float64)
     _, forward = torch.func.jvp(layer, (x,), (direction,))
     with torch.no_grad():
         difference = (layer(x + 1e-5 * direction) - layer(x - 1e-5 * direction)) / 2e-5
     torch.testing.assert_close(forward, difference, rtol=1e-6, atol=1e-6)
     _, pull = torch.func.vjp(layer, x)
-    weights = torch.randn(5, 6, dtype=torch.float64)
+    weights = torch.randn_like(forward)
     torch.testing.assert_close((pull(weights)[0] * direction).sum(), (weights * forward).sum())
 
 

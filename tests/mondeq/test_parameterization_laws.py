@@ -80,7 +80,8 @@ def test_every_weight_of_the_operator_gets_its_gradient(name: str) -> None:
 @pytest.mark.parametrize("batch", [1, 4])
 def test_gradients_are_finite_differences(name: str, batch: int) -> None:
     linear = PARAMETERIZATIONS[name](torch.float64)
-    layer = layer_of(linear, on_failure="return").train()
+    solver = splitting.PeacemanRachford().tuned(linear.operator())
+    layer = layer_of(linear, solver=solver, on_failure="return").train()
     x = inputs(linear, batch)
     used = torch.autograd.grad(layer(x).sum(), [p for _, p in layer.named_parameters()], allow_unused=True)
     names = [n for (n, _), g in zip(layer.named_parameters(), used, strict=True) if g is not None]
@@ -150,6 +151,32 @@ def test_the_input_norm_scales(name: str, scale: float) -> None:
     ones = torch.ones(linear.in_features, dtype=torch.float64)
     assert linear.input_norm(scale * ones) == pytest.approx(scale * linear.input_norm(ones), rel=1e-9)
     assert linear.input_norm(0 * ones) == pytest.approx(0, abs=1e-100)
+
+
+def input_matrix(linear: mondeq.Parameterization) -> Tensor:
+    """Λ^½ U, read off its columns."""
+    pixels = torch.eye(linear.in_features, dtype=torch.float64)
+    with torch.no_grad():
+        columns = (linear.source(pixels) - linear.source(0 * pixels)).flatten(1)
+        metric = linear.operator().metric
+    return columns.mT if metric is None else metric.detach().flatten().sqrt()[:, None] * columns.mT
+
+
+@everywhere
+def test_the_input_norm_from_both_sides(name: str) -> None:
+    """No less than ‖Λ^½ U diag(scale)‖ for scales of any pattern, a single entry too; for one number no more, but for
+    what kernels reach over the border of an image. What steers training is the same number."""
+    linear = PARAMETERIZATIONS[name](torch.float64)
+    U, count = input_matrix(linear), linear.in_features
+    ones = torch.ones(count, dtype=torch.float64)
+    for scale in (ones, *torch.eye(count, dtype=torch.float64), *torch.rand(3, count, dtype=torch.float64)):
+        true, bound = float(torch.linalg.matrix_norm(U * scale, 2)), linear.input_norm(scale)
+        assert true * (1 - 1e-12) <= bound
+        assert float(linear.input_norm_estimate(scale).detach()) == pytest.approx(bound, rel=1e-9)
+        general = mondeq.Parameterization.input_norm_estimate(linear, scale)
+        assert float(general.detach()) == pytest.approx(true, rel=1e-9)
+    slack = 1.3 if isinstance(linear, (mondeq.Conv2d, mondeq.MultiscaleConv2d)) else 1 + 1e-9
+    assert linear.input_norm(ones) <= slack * float(torch.linalg.matrix_norm(U, 2))
 
 
 @everywhere

@@ -392,3 +392,41 @@ def test_inputs_must_fit() -> None:
         linear.source(torch.zeros(2, 6, dtype=torch.int64))
     with pytest.raises(InvalidType, match="`x` is on meta but the weights are on cpu; move one of them"):
         linear.source(torch.zeros(2, 6, device="meta"))
+
+
+def test_what_is_measured_in_the_metric_follows_it() -> None:
+    """Four times the metric: twice the norm of the input map, and of the rounding of the source."""
+    linear = lipschitz()
+    scale, size = torch.ones(3, dtype=torch.float64), torch.rand(2, 3, dtype=torch.float64)
+    norm, estimate, rounding = (
+        linear.input_norm(scale),
+        linear.input_norm_estimate(scale),
+        linear.source_rounding(size),
+    )
+    with torch.no_grad():
+        linear.log_metric.add_(math.log(4))
+    assert linear.input_norm(scale) == pytest.approx(2 * norm)
+    torch.testing.assert_close(linear.input_norm_estimate(scale), 2 * estimate, rtol=1e-9, atol=0)
+    torch.testing.assert_close(linear.source_rounding(size), 2 * rounding, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+@pytest.mark.parametrize("channels", [2, (2, 3)])
+def test_convolutions_are_padded_with_zeros(kernel_size: int, channels: int | tuple[int, ...]) -> None:
+    """Without F, G and D z is σ of the zero-padded correlation with U, and lies in the middle of a border of zeros."""
+    kind = mondeq.Conv2d if isinstance(channels, int) else mondeq.MultiscaleConv2d
+    linear = kind(1, channels, (6, 8), kernel_size).double()
+    with torch.no_grad():
+        for name, weight in linear.named_parameters():
+            if name not in ("U", "b"):
+                weight.zero_()
+        x = torch.randn(3, 1, 6, 8, dtype=torch.float64)
+        z = mondeq.EquilibriumLayer(linear, splitting.Softplus(), tol=1e-13)(x)
+        tiers = [z] if isinstance(channels, int) else linear.operator().tiers(z)
+        border = kernel_size // 2
+        expected = torch.nn.functional.softplus(torch.nn.functional.conv2d(x, linear.U, linear.b, padding=border))
+    torch.testing.assert_close(tiers[0], torch.nn.functional.pad(expected, [border] * 4), rtol=1e-11, atol=1e-11)
+    for image in tiers:
+        inside = torch.zeros(image.shape[2:], dtype=torch.bool)
+        inside[border : len(inside) - border, border : inside.shape[1] - border] = True
+        assert ((image > 0) == inside).all()

@@ -341,7 +341,7 @@ def test_properties_refuse_what_is_no_model() -> None:
         check_certificate(mondeq.Dense(2, 2), images, labels, report)
 
 
-def test_properties_leave_the_model_as_it_was(trained: dict[str, mondeq.Classifier]) -> None:
+def test_properties_leave_the_model_as_it_was() -> None:
     model = classifier().train()
     before = {name: p.clone() for name, p in model.named_parameters()}
     images, labels = pictures(model, 3), labels_of(model, 3)

@@ -18,7 +18,8 @@ import mondeq
 import splitting
 from mondeq.data import Dataset
 from mondeq.errors import ConfigError, RunError, TrainingError
-from mondeq.models import ACTIVATIONS, SOLVERS
+from mondeq.lipschitz import pair_constants, product_bound
+from mondeq.models import ACTIVATIONS, SOLVERS, exact_copy
 from mondeq.runs import WEIGHTS, read_tensors
 from mondeq.training import Epoch, Trainer, TrainingConfig, checkpoint, margin_loss, training_constants
 from mondeq.training.progress import Tally, write_history
@@ -108,13 +109,26 @@ def test_training_constants_of_lipschitz_dense_are_root_two_gamma() -> None:
     np.testing.assert_allclose(array(training_constants(model)), expected, rtol=1e-6)
 
 
-@each_kind
-def test_training_constants_agree_with_the_certified_ones(kind: str) -> None:
-    """They steer towards what is certified afterwards: never below it by more than rounding."""
-    model = classifier(kind)
+@pytest.mark.parametrize("kind", ["dense", "conv", "multiscale"])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_training_constants_are_the_pairs_of_the_product_bound(kind: str, kernel_size: int) -> None:
+    """They steer towards what is certified afterwards, but that σ_min(F)² is proved to add to a convolution's m."""
+    channels = {"conv": (3,), "multiscale": (3, 2)}.get(kind, ())
+    model = classifier(kind, m=0.3, image_shape=(2, 4, 6), channels=channels, kernel_size=kernel_size)
     with torch.no_grad():
-        certified = mondeq.lipschitz.pair_constants(model)
-        assert (training_constants(model).double() >= certified * (1 - 1e-5)).all()
+        constants = training_constants(model).double()
+        exact = exact_copy(model)
+        certified = product_bound(exact).pairs * exact.linear.operator().strong_monotonicity / 0.3
+    torch.testing.assert_close(constants, certified, rtol=1e-5, atol=1e-12)
+
+
+def test_training_constants_of_lipschitz_dense_are_a_bound() -> None:
+    """√2 γ is no less than what is certified, and not twice as much."""
+    model = classifier("lipschitz")
+    with torch.no_grad():
+        constants, certified = training_constants(model).double(), pair_constants(model)
+    assert (certified <= constants * (1 + 1e-6)).all()
+    assert (constants <= 2 * certified).all()
 
 
 # -- schedules -----------------------------------------------------------------------------------------------------

@@ -101,5 +101,28 @@ def array(tensor: Tensor) -> Array:
     return np.asarray(tensor.detach().double())
 
 
+def matrices(model: mondeq.Classifier) -> tuple[Array, Array, Array]:
+    """W_o P Λ^-½, Λ^½ A Λ^-½ and Λ^½ U diag(1/std) of a float64 model, read off their columns."""
+    linear = model.linear
+    states = torch.eye(linear.state_shape.numel(), dtype=torch.float64).reshape(-1, *linear.state_shape)
+    pixels = torch.eye(linear.in_features, dtype=torch.float64)
+    operator = linear.operator()
+    root = np.ones(len(states)) if operator.metric is None else np.sqrt(array(operator.metric).ravel())
+    head = array(model.head_weight) @ array(model.features(states)).T / root
+    matrix = root[:, None] * array(operator.apply(states).flatten(1)).T / root
+    columns = linear.source(pixels) - linear.source(torch.zeros_like(pixels))
+    _, height, width = model.config.image_shape
+    # The std is repeated over each channel's pixels.
+    scale = np.repeat(1 / np.array(model.config.std), height * width)
+    return head, matrix, root[:, None] * array(columns.flatten(1)).T * scale
+
+
+def norms(model: mondeq.Classifier) -> tuple[float, Array, float]:
+    """‖W_o P Λ^-½‖, ‖(w_i − w_j) P Λ^-½‖ and ‖Λ^½ U diag(1/std)‖."""
+    head, _, inputs = matrices(model)
+    gaps = np.linalg.norm(head[:, None] - head[None], axis=2)
+    return float(np.linalg.norm(head, 2)), gaps, float(np.linalg.norm(inputs, 2))
+
+
 def log_uniform(low: float, high: float) -> st.SearchStrategy[float]:
     return st.floats(np.log10(low), np.log10(high)).map(lambda exponent: float(10**exponent))

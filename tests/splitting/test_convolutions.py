@@ -291,6 +291,38 @@ def test_constants_of_several_tiers(name: str, dtype: torch.dtype) -> None:
     assert size * (1 - rounding) <= A.norm_bound
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_constants_on_a_torus_of_many_frequencies(sign: int) -> None:
+    """F = (±¼, 0.6, ±¼) along rows has the symbol 0.6 ± ½cos ω: its extremes are at the first and the last frequency,
+    on the one torus or, above a last tier, on four interleaved ones."""
+    F = torch.tensor([0.25 * sign, 0.6, 0.25 * sign], dtype=torch.float64).reshape(1, 1, 1, 3)
+    A = splitting.ConvolutionOperator(F, torch.zeros_like(F), 0.3, (18, 32))
+    assert A.lipschitz == pytest.approx(0.3 + 1.1**2, rel=1e-10)
+    assert A.strong_monotonicity == pytest.approx(0.3 + 0.1**2, rel=1e-10)
+    D = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    tiers = splitting.MultiscaleOperator([F, D], [torch.zeros_like(F), D], [D], 0.3, ((36, 64), (18, 32)))
+    assert tiers.lipschitz == pytest.approx(0.3 + 1.1**2, rel=1e-10)
+
+
+@pytest.mark.parametrize("coupled", [0, 1])
+@pytest.mark.parametrize(("f", "d"), [(1.0, 1.0), (0.3, 3.0)])
+def test_bounds_of_tiers_that_are_coupled_by_single_taps(coupled: int, f: float, d: float) -> None:
+    """F = f and D = d between two of three tiers make blocks [[m + d², 0], [2fd, m + f²]], all else is m: L and what is
+    cheaper are no less than the norm of that, and L no more than the larger diagonal plus 2fd."""
+    m = 0.01
+    tap, none = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    F = [f * tap if i == coupled + 1 else none for i in range(3)]
+    D = [d * tap if i == coupled else none for i in range(2)]
+    A = splitting.MultiscaleOperator(F, [none] * 3, D, m, ((8, 8), (4, 4), (2, 2)))
+    block = torch.tensor([[m + d**2, 0], [2 * f * d, m + f**2]], dtype=torch.float64)
+    exact = float(torch.linalg.matrix_norm(block, 2))
+    assert exact * (1 - 1e-12) <= A.lipschitz <= (m + max(f, d) ** 2 + 2 * f * d) * (1 + 1e-10)
+    assert exact * (1 - 1e-12) <= A.norm_bound
+    for shift in (0.1, 1.0, 3.0):
+        exact = float(torch.linalg.matrix_norm(block - shift * torch.eye(2), 2))
+        assert exact * (1 - 1e-12) <= A.distance_bound(shift)
+
+
 def test_m_is_all_there_is_where_channels_are_lost() -> None:
     """With fewer rows than columns FᵀF is singular: m + σ_min(F)² is m."""
     assert EXAMPLES["F to fewer channels"].operator().strong_monotonicity == 0.25
@@ -508,6 +540,14 @@ def test_bound_on_the_norms_of_a_symbol(size: float, shift: float) -> None:
     exact = torch.linalg.matrix_norm(symbols.as_complex(S.double()) - shift * torch.eye(6), 2).max()
     bound = symbols.two_norm_bound(S, shift)
     assert exact * (1 - 1e-6) <= bound <= exact * (1 + 1e-6) * 6**0.25
+
+
+def test_bound_on_the_norm_of_a_symbol_of_rank_one_is_exact() -> None:
+    """v wᴴ with complex v and w has the norm ‖v‖‖w‖ whatever their phases, and so has its bound."""
+    v, w = torch.randn(2, 5, 4, dtype=torch.complex128)
+    products = v[:, :, None] * w[:, None].conj()
+    bound = symbols.two_norm_bound(torch.cat([products.real, products.imag], 1))
+    close(bound, (v.norm(dim=1) * w.norm(dim=1)).max())
 
 
 @pytest.mark.parametrize("sides", [(1, 1), (3, 3), (1, 5), (5, 3)], ids=str)

@@ -187,3 +187,69 @@ def test_solution_carries_the_bound_of_its_value() -> None:
     solution = splitting.solve(problem)
     assert torch.equal(solution.error_bound, splitting.error_bound(problem, solution.value))
     assert solution.error_bound.dtype == torch.float64
+
+
+# -- every source of error is counted, each where it is the only one -------------------------------------------------
+
+
+class _Inexact(splitting.DenseOperator):
+    """mI applied with an error of 10⁻³ times the norm of z, which is what its rounding is said to be."""
+
+    def apply(self, z: Tensor) -> Tensor:
+        return super().apply(z) + self.rounding(z)[:, None] * torch.tensor([0.6, 0.8], dtype=z.dtype)
+
+    def rounding(self, z: Tensor) -> Tensor:
+        return 1e-3 * z.norm(dim=1)
+
+    def double(self) -> splitting.DenseOperator:
+        return self
+
+
+def test_the_rounding_of_the_operator_is_counted() -> None:
+    """What looks like the solution of A z = c is wrong by that over m."""
+    m, z = 0.25, torch.tensor([[3.0, -4.0]], dtype=torch.float64)
+    A = _Inexact(m * torch.eye(2, dtype=torch.float64))
+    source = A.apply(z)
+    bound = float(splitting.error_bound(splitting.Inclusion(A, source, splitting.Identity()), z))
+    error = float((z - source / m).norm())
+    assert error == pytest.approx(5e-3 / m)
+    assert error <= bound <= 1.01 * error
+
+
+class _Coarse(splitting.Identity):
+    """The identity, evaluated too large by 2⁻²⁰."""
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return y * (1 + 2.0**-20)
+
+
+def test_the_error_of_the_activation_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It moves z and s, and with z also A z: what looks like z = σ((1 − m)z + c) is off by the error of σ over m."""
+    monkeypatch.setattr("splitting.checks._ACTIVATION_ULPS", 2**33)
+    m, size = 2.0**-10, 2.0**-20
+    A = splitting.DenseOperator(torch.diag(torch.tensor([m, 1.0], dtype=torch.float64)))
+    z = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    source = z / (1 + size) - (z - A.apply(z))
+    bound = float(splitting.error_bound(splitting.Inclusion(A, source, _Coarse()), z))
+    error = abs(1 - float(source[0, 0]) / m)
+    assert error == pytest.approx(size / m, rel=1e-3)
+    assert error <= bound <= 4 * error
+
+
+def test_the_rounding_of_large_terms_that_cancel_is_counted() -> None:
+    """A threshold of a million leaves the residual the last ten digits of c and s; what they hide is over m as well."""
+    threshold, diagonal = 1e6, torch.tensor([1.0, 0.25], dtype=torch.float64)
+    problem = splitting.Inclusion(
+        splitting.DenseOperator(diagonal.diag()),
+        threshold + torch.rand(200, 2, dtype=torch.float64) + 0.1,
+        splitting.SoftThreshold(threshold),
+    )
+    exact = (problem.source - threshold) / diagonal  # to the last bit
+    beta, z = problem.operator.typical_step, torch.zeros_like(exact)
+    for _ in range(200):
+        y = problem.prox.point(z - beta * (problem.operator.apply(z) - problem.source), beta)
+        z = problem.prox(y)
+    error, bound = (z - exact).norm(dim=1), splitting.error_bound(problem, z)
+    assert float(error.max()) > 1e-10
+    assert (error <= bound).all()
+    assert (bound <= 100 * 2.0**-53 * threshold / 0.25).all()

@@ -342,7 +342,7 @@ def test_a_failing_solve_is_heard(forward_fails: bool) -> None:
     assert outcomes == [("forward", not forward_fails), ("backward", False)]
     passes = [str(warning.message).split(" pass: ")[0] for warning in caught]
     assert passes == [role for role, converged in outcomes if not converged]
-    with pytest.raises(splitting.NotConverged):
+    with pytest.raises(splitting.NotConverged, match=f"^{passes[0]} pass: .* did not reach"):
         run(on_failure="raise")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

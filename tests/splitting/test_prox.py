@@ -98,6 +98,15 @@ def test_derivative_in_terms_of_the_value(activation: str, dtype: torch.dtype) -
         torch.testing.assert_close(found, sigma.derivative(y), rtol=0, atol=4 * torch.finfo(dtype).eps)
 
 
+@all_dtypes
+def test_small_slopes_of_softplus_keep_their_digits(dtype: torch.dtype) -> None:
+    """Far below zero σ′ = 1 − e^(−σ) is about σ, and as good relative to its own size."""
+    sigma, y = splitting.Softplus(), torch.linspace(-60, -1, 200, dtype=dtype)
+    torch.testing.assert_close(
+        sigma.derivative_at(sigma(y)), sigma.derivative(y), rtol=4 * torch.finfo(dtype).eps, atol=0
+    )
+
+
 @everywhere
 @all_dtypes
 def test_prox_into_given_memory(activation: str, dtype: torch.dtype) -> None:
@@ -123,6 +132,15 @@ def test_tensor_gradient_is_that_of_autograd(activation: str) -> None:
     pairing = (p * sigma.rebind(*leaves)(y)).sum()
     for leaf, gradient in zip(leaves, gradients, strict=True):
         torch.testing.assert_close(gradient, torch.autograd.grad(pairing, leaf, retain_graph=True)[0])
+
+
+def test_tensor_gradient_of_what_is_masked() -> None:
+    """Nothing flows where the mask is false: there σ is 0, whatever its tensors are."""
+    mask, d = torch.tensor([True, False, True]), torch.rand(3, dtype=torch.float64, requires_grad=True)
+    sigma, (y, p) = splitting.Masked(splitting.Scale(d), mask), torch.randn(2, 20, 3, dtype=torch.float64)
+    (gradient,) = sigma.tensor_gradient(y, p)
+    torch.testing.assert_close(gradient, torch.autograd.grad((p * sigma(y)).sum(), d)[0])
+    assert torch.equal(gradient != 0, mask)
 
 
 @all_dtypes
@@ -177,6 +195,26 @@ class _NegativeDerivative(Arctan):
         return -1 / (1 + y.square())
 
 
+class _SlightlySteep(splitting.Identity):
+    def __call__(self, y: Tensor) -> Tensor:
+        return (1 + 1e-9) * y
+
+
+class _SlightlyDecreasing(splitting.Identity):
+    def __call__(self, y: Tensor) -> Tensor:
+        return -1e-9 * y
+
+
+class _DerivativeAFewPerCentOff(Arctan):
+    def derivative(self, y: Tensor) -> Tensor:
+        return 0.97 / (1 + y.square())
+
+
+class _DerivativeSlightlyAboveOne(Arctan):
+    def derivative(self, y: Tensor) -> Tensor:
+        return (1 + 1e-9) / (1 + y.square())
+
+
 class _WrongPoint(Arctan):
     def point(self, v: Tensor, alpha: float) -> Tensor:
         """As if f were an indicator: the mistake that only projections forgive."""
@@ -188,7 +226,11 @@ class _WrongPoint(Arctan):
     [
         (_Steep(), "steeper than 1"),
         (_Decreasing(), "decreases"),
+        (_SlightlySteep(), "steeper than 1"),
+        (_SlightlyDecreasing(), "decreases"),
         (_WrongDerivative(), "not its slope"),
+        (_DerivativeAFewPerCentOff(), "not its slope"),
+        (_DerivativeSlightlyAboveOne(), r"outside \[0, 1\]"),
         (_NegativeDerivative(), r"outside \[0, 1\]"),
         (_WrongPoint(), "prox equation"),
     ],

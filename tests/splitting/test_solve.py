@@ -132,12 +132,13 @@ def test_no_graph() -> None:
     assert not any(t.requires_grad for t in tensors)
 
 
-def test_autocast_does_not_reach_the_solver() -> None:
+@each_solver
+def test_autocast_does_not_reach_the_solver(solver: str) -> None:
     """Half precision around it changes no bit: no tolerance worth asking for survives bfloat16."""
     source = mixed_batch().float()
-    plain = attempt(source, "PeacemanRachford", tol=1e-5)
+    plain = attempt(source, solver, tol=1e-5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        surrounded = attempt(source, "PeacemanRachford", tol=1e-5)
+        surrounded = attempt(source, solver, tol=1e-5)
         assert torch.equal(surrounded.error_bound, plain.error_bound)
     assert torch.equal(surrounded.value, plain.value)
 

@@ -15,8 +15,8 @@ from splitting import verified
 U = 2.0**-53
 # Enough digits to add 1e-300 to 1e300 without loss.
 DIGITS = 700
-# Near underflow there is no relative accuracy: bounds may be this loose, norms (which square) that loose; never wrong.
-SUBNORMAL, SUBNORMAL_NORM = 1e-305, 1e-150
+# Near underflow there is no relative accuracy: bounds on eigenvalues may be this loose; never wrong.
+SUBNORMAL = 1e-305
 
 
 def exact_eigenvalues(matrix: Tensor) -> list[mpmath.mpf]:
@@ -70,6 +70,8 @@ KINDS: dict[str, Callable[[int, int, int], Tensor]] = {
     "tiny": _scaled(1e-150),
     "subnormal": _scaled(1e-310),
     "large": _scaled(1e150),
+    "smaller than a square may be": _scaled(1e-250),
+    "larger than a square may be": _scaled(1e250),
     "zero": _zero,
 }
 
@@ -116,8 +118,9 @@ def test_spectral_norm(kind: str, rows: int, columns: int, seed: int, relative: 
     epsilon = relative * float(norm)
     bound = verified.spectral_norm(matrix, perturbation=epsilon)
     with mpmath.workdps(DIGITS):
-        # The Gram matrix squares the grading: what is lost is relative to the Frobenius norm, at most 4 times ‖M‖₂.
-        assert norm + epsilon <= bound <= (norm + epsilon) * (1 + 4000 * U) + SUBNORMAL_NORM
+        # At every scale; but near the smallest numbers there is no relative accuracy.
+        least = 16 * verified.UNDERFLOW
+        assert norm + epsilon <= bound <= (norm + epsilon) * (1 + 1000 * U) + least
 
 
 @each_kind
@@ -130,7 +133,7 @@ def test_vector_norm(kind: str, columns: int, seed: int) -> None:
     with mpmath.workdps(DIGITS):
         for row, bound in zip(matrix.tolist(), bounds.tolist(), strict=True):
             norm = mpmath.norm(mpmath.matrix(row))
-            assert norm <= bound <= norm * (1 + 100 * U) + SUBNORMAL_NORM
+            assert norm <= bound <= norm * (1 + 100 * U) + 8 * (columns + 1) * verified.UNDERFLOW
 
 
 def test_sums_that_lose_digits() -> None:
@@ -173,6 +176,40 @@ def test_empty_matrices() -> None:
     assert verified.smallest_eigenvalue(empty) == math.inf
     assert verified.largest_eigenvalue(empty) == -math.inf
     assert verified.spectral_norm(torch.zeros(0, 3), perturbation=0.5) == 0.5
+
+
+@pytest.mark.parametrize("kind", ["rank one", "ill conditioned", "random"])
+def test_an_eigenvalue_routine_may_be_wrong(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It only proposes. Whatever it says too much, by the last digits or by a factor, the bound is one: what proves it
+    is a factorisation, and the rounding of that is counted too."""
+    genuine, exaggeration = torch.linalg.eigvalsh, 0.0
+
+    def exaggerating(matrix: Tensor) -> Tensor:
+        values = genuine(matrix)
+        return values + exaggeration * values.abs().max()
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", exaggerating)
+    # Finely around the margin that the bound starts from, where factorisations are finished that should not be.
+    sizes = [*(U * torch.arange(25, 75, 0.25, dtype=torch.float64)).tolist(), 1e-12, 1e-6, 1.0, 10.0]
+    for seed in range(8):
+        matrix = symmetric(kind, 4, seed)
+        smallest = exact_eigenvalues(matrix)[0]
+        for exaggeration in sizes:
+            bound = verified.smallest_eigenvalue(matrix)
+            with mpmath.workdps(DIGITS):
+                assert bound <= smallest, exaggeration
+
+
+def test_the_precision_of_products_is_that_of_their_formats() -> None:
+    """ "medium" products may be of bfloat16, "high" ones of TF32, which has as many digits as float16."""
+    formats = {"highest": torch.float32, "high": torch.float16, "medium": torch.bfloat16}
+    try:
+        for setting, form in formats.items():
+            torch.set_float32_matmul_precision(setting)
+            assert verified.unit_roundoff(torch.float32) == torch.finfo(form).eps / 2
+            assert verified.unit_roundoff(torch.float64) == U
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_gamma_is_higham() -> None:
