@@ -1,7 +1,8 @@
-"""`python -m experiments.deep_equilibrium`: a general deep equilibrium network, z = f(z, x) with a residual cell, on MNIST.
+"""`python -m experiments.deep_equilibrium`: a general deep equilibrium network, z = f(z, x), on MNIST.
 
-Nothing is proved about it. It shows what the general solvers do beside the monotone networks: accuracy, solver steps and
-seconds go to FILE as JSON. The cell is that of the deep equilibrium tutorial (Kolter, Duvenaud & Johnson, NeurIPS 2020).
+Nothing is proved about it. It shows what the general solvers do beside the monotone networks: accuracy, solver steps
+and seconds go to FILE as JSON. The cell is the residual one of the deep equilibrium tutorial by Kolter, Duvenaud and
+Johnson (NeurIPS 2020).
 """
 
 from __future__ import annotations

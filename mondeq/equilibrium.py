@@ -1,4 +1,4 @@
-"""General deep equilibrium layers: z* = f(z*, x) for any cell f. They solve and learn like the others; nothing is proved."""
+"""General deep equilibrium layers: z* = f(z*, x) for any cell f. They solve and learn; nothing is proved of them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from splitting.solve import OnFailure, check_options
 class Equilibrium(nn.Module):
     """z with z = f(z, x), for any torch.nn.Module `cell` f (Bai, Kolter & Koltun 2019).
 
-    Unlike that of EquilibriumLayer, this fixed point need not exist nor be the only one: solutions carry the error bound
-    inf, and no network with such a layer can be certified.
+    Unlike that of EquilibriumLayer, this fixed point need not exist nor be the only one: solutions carry the error
+    bound inf, and no network with such a layer can be certified.
 
     cell: (z, x) ↦ states like z, without regard to other samples of the batch. state_shape: of one state z. solver:
     Broyden() by default; Iterate(…) and Anderson(Iterate()) work too. tol: relative residual ‖f(z, x) − z‖/‖z‖ at which
@@ -55,7 +55,7 @@ class Equilibrium(nn.Module):
         return splitting.FixedPoint(self.cell, x, x.new_zeros(len(x), *self.state_shape))
 
     def forward(self, x: Tensor, initial: Tensor | None = None) -> Tensor:
-        """z (batch, *state_shape), differentiable in x and in the weights of the cell. initial: states to start from."""
+        """z (batch, *state_shape), differentiable in x and the weights of the cell. initial: states to start from."""
         return splitting.equilibrium(
             self.problem(x),
             self.solver,

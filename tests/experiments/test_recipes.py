@@ -1,13 +1,14 @@
 """The experiments run, continue what was interrupted, do not repeat what is done, and say what came of it."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import mondeq
-from experiments import cifar10, mnist, recipes, svhn
+from experiments import cifar10, deep_equilibrium, mnist, recipes, svhn
 from experiments.recipes import Preset, run
 from mondeq.training.config import TrainingConfig
 
@@ -105,3 +106,12 @@ def test_an_unknown_preset_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         run("experiments.mnist", "mnist", mnist.PRESETS, ["--only", "densse", "--out", str(tmp_path)])
     assert "'densse'" in capsys.readouterr().err
+
+
+def test_a_deep_equilibrium_network_in_small(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    assert deep_equilibrium.main(["--smoke", "--out", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    assert figures["test_accuracy"] > 0.12  # one epoch of eight channels: better than guessing
+    assert 1 < figures["solver"]["forward"]["steps"] <= 15
+    assert 1 < figures["solver"]["backward"]["steps"] <= 15

@@ -225,7 +225,7 @@ class _Coarse(splitting.Identity):
 
 def test_the_error_of_the_activation_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """It moves z and s, and with z also A z: what looks like z = σ((1 − m)z + c) is off by the error of σ over m."""
-    monkeypatch.setattr("splitting.checks._ACTIVATION_ULPS", 2**33)
+    monkeypatch.setattr("splitting.problems.inclusion._ACTIVATION_ULPS", 2**33)
     m, size = 2.0**-10, 2.0**-20
     A = splitting.DenseOperator(torch.diag(torch.tensor([m, 1.0], dtype=torch.float64)))
     z = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
