@@ -1,4 +1,4 @@
-"""The one loop: runs any method on any inclusion, per sample, and says how it ended."""
+"""The one loop: runs any method on any problem, per sample, and says how it ended."""
 
 from __future__ import annotations
 
@@ -56,13 +56,12 @@ class Status:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """An approximate solution of an inclusion, with its diagnostics; all but `problem` per sample.
+    """An approximate solution of a problem, with its diagnostics; all but `problem` per sample.
 
-    value: (batch, *state_shape). steps: number of steps taken until the sample converged (or gave up).
-    residual: upper bound, up to rounding, on the relative backward error ‖r‖/(‖A‖ ‖z‖ + ‖c‖) with
-    r ∈ A z − c + ∂f(z), norms in the operator's metric, for ‖A‖ its `norm_bound`
-    (Rigal & Gaches 1967). history: that, after every step,
-    (steps, batch).
+    value: (batch, *state_shape). steps: number of steps taken until the sample converged (or gave up). residual: for an
+    Inclusion an upper bound, up to rounding, on the backward error ‖r‖/(‖A‖ ‖z‖ + ‖c‖) with r ∈ A z − c + ∂f(z),
+    norms in the operator's metric, for ‖A‖ its `norm_bound` (Rigal & Gaches 1967); for a FixedPoint ‖f(z, x) − z‖/‖z‖.
+    history: that, after every step, (steps, batch).
     """
 
     problem: Problem
