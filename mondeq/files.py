@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -257,8 +258,19 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def check_regular(path: Path) -> None:
+    """Raise RunError for what is there and is no file with an end: a pipe, a device, a folder."""
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):
+        return  # whoever opens it says what is wrong
+    if not regular:
+        raise RunError(f"{path} is not a regular file; restore it or train again")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises RunError saying what is wrong with the file."""
+    check_regular(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -12,7 +12,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mondeq.errors import ConfigError, RunError
-from mondeq.files import Writer, json_text, read_json, replace_file, replace_files, sole_writer, text_writer
+from mondeq.files import (
+    Writer,
+    check_regular,
+    json_text,
+    read_json,
+    replace_file,
+    replace_files,
+    sole_writer,
+    text_writer,
+)
 from mondeq.models import Classifier, ModelConfig, describe
 from splitting.errors import SplittingError
 
@@ -122,6 +131,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises RunError for anything else, above all for a pickle."""
+    check_regular(path)
     try:
         with path.open("rb") as file:
             start = file.read(9)

@@ -6,7 +6,9 @@ of a method. It is what its configuration says if it differs from a fresh module
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import pickle
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -123,7 +125,9 @@ def check_activation(activation: splitting.Activation, state_shape: torch.Size) 
     elif kind is splitting.Scale:
         (d,) = activation.tensors
         _require(kind, bool(((d >= 0) & (d <= 1)).all()), "has a `d` that does not lie in [0, 1]")
-    elif kind not in _PROVED_ACTIVATIONS:
+    elif kind in _PROVED_ACTIVATIONS:
+        dataclasses.replace(activation)  # type: ignore[type-var]  # all are; checks the parameters as they are now
+    else:
         with proving(torch.device("cpu")):
             try:
                 if not activation.tensors:
@@ -172,18 +176,32 @@ def fingerprint(linear: Parameterization, head: tuple[Tensor, ...], *facts: obje
     for path, module in linear.named_modules():
         digest.update(f"{path} {type(module).__module__}.{type(module).__qualname__}".encode())
         for name, value in sorted(vars(module).items()):
-            if isinstance(value, Tensor) and not name.startswith("_"):
-                _update(digest, name, value)
-            elif isinstance(value, (bool, int, float, str, tuple)) and name not in _OF_EVERY_MODULE:
-                digest.update(f"{name}={value!r}".encode())
+            if name not in _OF_EVERY_MODULE:
+                _update(digest, f"{path}.{name}", value)
     for name, tensor in [*linear.named_parameters(), *linear.named_buffers(), *enumerate(head)]:
         _update(digest, str(name), tensor)
     return digest.hexdigest()
 
 
-def _update(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
-    digest.update(f"{name}{tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().to("cpu", torch.float64).contiguous().numpy().tobytes())
+def _update(digest: hashlib._Hash, name: str, value: object) -> None:
+    """Add a value of any kind. Raises InvalidType for one that nothing tells from what it may become."""
+    digest.update(f"{name} {type(value).__qualname__} ".encode())
+    if isinstance(value, Tensor):
+        digest.update(str(tuple(value.shape)).encode())
+        digest.update(value.detach().to("cpu", torch.float64).contiguous().numpy().tobytes())
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            _update(digest, f"{name}.{field.name}", getattr(value, field.name))
+    elif isinstance(value, (list, tuple, dict)):
+        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            _update(digest, f"{name}[{key!r}]", entry)
+    else:
+        try:
+            digest.update(pickle.dumps(value))
+        except Exception as error:  # whatever a stranger's attribute raises
+            raise InvalidType(
+                f"`{name}` is a {type(value).__name__}, of which nothing tells whether it changes; use numbers"
+            ) from error
 
 
 def _kind(module: nn.Module | None) -> str:

@@ -131,6 +131,7 @@ class LeakyReLU(Activation):
     slope: float = 0.01
 
     def __post_init__(self) -> None:
+        _keep(self, "slope")
         if not 0 < self.slope <= 1:
             raise InvalidArgument(f"`slope` must lie in (0, 1], got {self.slope}; for slope 0 use ReLU()")
 
@@ -155,6 +156,7 @@ class SoftThreshold(Activation):
     threshold: float = 1.0
 
     def __post_init__(self) -> None:
+        _keep(self, "threshold")
         if not 0 <= self.threshold < math.inf:
             raise InvalidArgument(f"`threshold` must be finite and ≥ 0, got {self.threshold}")
 
@@ -180,6 +182,7 @@ class Box(Activation):
     high: float = 1.0
 
     def __post_init__(self) -> None:
+        _keep(self, "low", "high")
         if not self.low <= self.high:
             raise InvalidArgument(f"`low` must not exceed `high`, got low={self.low}, high={self.high}")
 
@@ -238,6 +241,16 @@ class Softplus(Activation):
 
     def derivative_at(self, z: Tensor) -> Tensor:
         return -torch.expm1(-z)
+
+
+def _keep(activation: Activation, *names: str) -> None:
+    """Keep parameters as numbers, which nobody else can change. Raises InvalidType for what is none."""
+    for name in names:
+        value = getattr(activation, name)
+        try:
+            object.__setattr__(activation, name, float(value))
+        except (TypeError, ValueError, RuntimeError):
+            raise InvalidType(f"`{name}` must be a number, got {value!r:.80}") from None
 
 
 class Scale(Activation):

@@ -6,6 +6,7 @@ import math
 import warnings
 from dataclasses import dataclass, field
 from enum import Enum
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -287,7 +288,7 @@ def check_options(solver: Solver, max_steps: int, on_failure: str, **tolerances:
     if not isinstance(solver, Solver):
         raise InvalidType(f"`solver` must be a splitting solver such as PeacemanRachford(), got {solver!r}")
     for name, value in tolerances.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
             raise InvalidArgument(f"`{name}` must be a finite number > 0, got {value!r}")
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise InvalidArgument(f"`max_steps` must be an integer ≥ 1, got {max_steps!r}")

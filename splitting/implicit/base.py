@@ -9,7 +9,7 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from splitting.errors import InvalidType
+from splitting.errors import InvalidArgument, InvalidType
 from splitting.problems import Problem
 from splitting.solve import OnFailure, Solution, announce, run
 from splitting.solvers import Solver
@@ -36,7 +36,10 @@ class Options:
             solution = run(problem, self.solver, self.tol, self.max_steps, self.initial)
         announce(solution, self.on_failure, f"{self.role} pass: ")
         if self.monitor is not None:
+            written = solution.value._version
             self.monitor(self.role, solution)
+            if solution.value._version != written:
+                raise InvalidArgument("`monitor` has changed the value of the solution; let it change a copy")
         return solution.value
 
     def of_adjoint(self) -> Options:

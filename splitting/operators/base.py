@@ -14,11 +14,15 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
+from splitting import verified
 from splitting.context import full_precision
 from splitting.derived import Derived
 from splitting.errors import InvalidArgument
 
 T = TypeVar("T")
+
+# Metrics of up to this power of two leave float32 norms room enough.
+_ORDINARY_POWER = 20
 
 
 class Resolvent(ABC):
@@ -173,6 +177,19 @@ class Operator(ABC):
         # Over all dimensions instead of flattened: a state may lie in memory in another order than its shape's.
         return torch.linalg.vector_norm(z if root is None else z * root, dim=tuple(range(1, z.ndim)))
 
+    def balanced(self) -> Self:
+        """This operator with its metric times a power of two, so that the largest λ is near 1.
+
+        Nothing but norms depends on the scale of a metric, and these must neither overflow nor vanish.
+        """
+        metric = self.metric
+        if metric is None:
+            return self
+        power = self._cached("power of the metric", lambda: verified.normalised(metric.double())[1])
+        if abs(power) <= _ORDINARY_POWER:
+            return self
+        return self.replace(*self.tensors, metric=verified.normalised(metric.double())[0]).frozen()
+
     @property
     def typical_step(self) -> float:
         """√n/‖A‖_F in the metric: the reciprocal of A's root-mean-square singular value, the cheap step choice."""
@@ -218,8 +235,11 @@ class AdjointView(Operator):
     def __init__(self, base: Operator) -> None:
         self.base = base
         self.state_shape = base.state_shape
+
+    @property
+    def metric(self) -> Tensor | None:  # type: ignore[override]  # nor a metric
         # In float64, in which the reciprocal is that of the metric to a rounding that all bounds have room for.
-        self.metric = None if base.metric is None else base.metric.double().reciprocal()
+        return None if self.base.metric is None else self.base.metric.double().reciprocal()
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]  # a view has no tensors of its own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,7 +64,10 @@ class Inclusion(Problem):
 
     def scale(self) -> Callable[[Tensor], Tensor]:
         """z ↦ ‖A‖ ‖z‖ + ‖c‖, with `norm_bound` for ‖A‖."""
-        weight, offset = self.operator.norm_bound, self.norm(self.source)
+        # Sources are 1/`step` times as large as solutions, and measured where those are.
+        power = 2.0 ** round(math.log2(self._step))
+        weight = min(self.operator.norm_bound, torch.finfo(self.source.dtype).max)
+        offset = self.norm(self.source * power) / power if abs(math.log2(power)) > 20 else self.norm(self.source)
         return lambda z: torch.add(offset, self.norm(z), alpha=weight)
 
     def judged(self, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +82,8 @@ class Inclusion(Problem):
 
     def snapshot(self) -> Inclusion:
         """This problem on copies of its tensors, which no change of these reaches."""
-        prox = self.prox.rebind(*(t.detach().clone() for t in self.prox.tensors))
+        # What is no differentiable tensor of an activation, such as a mask, may change as well.
+        prox = copy.deepcopy(self.prox.rebind(*(t.detach() for t in self.prox.tensors)))
         return Inclusion(self.operator.snapshot(), self.source.detach().clone(), prox)
 
     def double(self) -> Inclusion:
@@ -93,9 +98,11 @@ class Inclusion(Problem):
         solved. κ = 1 for a sample of ordinary numbers, which so does not depend on its batch-mates; None where all are
         ordinary.
         """
-        source, prox, size = self.source, self.prox, self.norm(self.source)
-        # What is wrong with an operator that is not finite is the solver's to say.
-        step = self.operator.typical_step if math.isfinite(self.operator.frobenius) else 1.0
+        operator, step = self.operator.balanced(), self._step
+        source, prox, size = self.source, self.prox, operator.norm(self.source)
+        ordinary = None
+        if operator is not self.operator:
+            ordinary = Inclusion(operator, source, prox), source.new_ones(())
         info = torch.finfo(source.dtype)
         # A residual of tol times the size, of which an entry has a thousandth, is to have squares that do not vanish.
         # Solutions are about `step` times as large as sources.
@@ -103,7 +110,7 @@ class Inclusion(Problem):
         high = math.sqrt(info.max) * info.eps / max(step, 1.0)
         least, most = torch.stack(size.aminmax()).tolist() if len(size) else (low, high)
         if low <= least <= most <= high:
-            return None
+            return ordinary
         unusual = ~((size >= low) & (size <= high))
         # What σ makes of 0 is in every state, however small the source is.
         largest = (
@@ -111,18 +118,24 @@ class Inclusion(Problem):
         )
         largest = torch.linalg.vector_norm(largest[unusual], math.inf, dim=tuple(range(1, source.ndim)))
         known = torch.isfinite(largest) & (largest > 0)
-        # Halfway between the size of the source and that of the solution, and so that κ and 1/κ are normal numbers.
-        exponents = torch.frexp(largest).exponent + round(math.log2(step) / 2)
+        # Solutions are to be near 1, and κ and 1/κ normal numbers.
+        exponents = torch.frexp(largest).exponent + round(math.log2(step))
         reach = math.frexp(info.max)[1] - 4
         units = torch.ones_like(size)
         units[unusual] = torch.where(known, torch.exp2(-exponents.clamp(-reach, reach).to(size.dtype)), 1.0)
         if bool((units == 1).all()):
-            return None
+            return ordinary
         units = units.reshape(-1, *[1] * (source.ndim - 1))
-        return Inclusion(self.operator, source * units, prox.scaled(units)), units
+        return Inclusion(operator, source * units, prox.scaled(units)), units
+
+    @property
+    def _step(self) -> float:
+        """How many times larger solutions are than sources, about."""
+        # What is wrong with an operator that is not finite is the solver's to say.
+        return self.operator.typical_step if math.isfinite(self.operator.frobenius) else 1.0
 
     def lost(self, z: Tensor, converted: Tensor, units: Tensor) -> Tensor:
-        operator = self.operator
+        operator = self.operator.balanced()
         # An error e of z is one of A z of ‖A‖‖e‖, and one of s ∈ ∂f(z) that prox makes as large again.
         lost = operator.norm(converted * units - z) * (operator.norm_bound + 1 / operator.typical_step)
         scale = operator.norm(self.source * units) + operator.norm_bound * operator.norm(z)

@@ -617,3 +617,12 @@ def test_failures_of_processes_end_all_and_are_told_once(trained_run: Path) -> N
         strict=False,
     ):
         assert re.fullmatch(f"mondeq certify: {expected}\n", "".join(lines)), lines
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_what_is_no_file_in_a_run_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    mondeq.save(mondeq.Classifier(mondeq.ModelConfig("dense", (1, 2, 2), 2, (0.5,), (1.0,), features=2)), tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(RunError, match="is not a regular file"):
+        mondeq.load(tmp_path)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -643,3 +644,21 @@ def test_inside_inference_mode(kind: str, tmp_path: Path) -> None:
             check(candidate, made_images)
         check(candidate, made_images)
     loaded(images).sum().backward()  # a loaded model can be trained
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.array, lambda value: torch.tensor(value)])
+def test_bounds_belong_to_settings_of_every_kind(kind: Callable[[float], Any]) -> None:
+    model = classifier("lipschitz")
+    model.linear.gamma = kind(0.05)
+    bounds = mondeq.lipschitz_bounds(model)
+    model.linear.gamma = kind(50.0)
+    with pytest.raises(InvalidArgument, match="proved for other weights or another model"):
+        mondeq.certify(model, pictures(model), labels_of(model), bounds=bounds)
+
+
+def test_parameters_of_known_activations_are_looked_at_again() -> None:
+    model = classifier("dense")
+    model.layer.activation = splitting.LeakyReLU(0.5)
+    object.__setattr__(model.layer.activation, "slope", 20.0)
+    with pytest.raises(InvalidArgument, match="`slope` must lie in"):
+        mondeq.certify(model, pictures(model), labels_of(model))

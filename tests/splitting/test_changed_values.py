@@ -171,3 +171,44 @@ def test_solving_after_any_changes_is_solving_anew(changes: list[tuple[str, floa
     first, second = solve(problem), solve(problem_of(A.replace(*(t.detach().clone() for t in A.tensors))))
     assert torch.equal(first.value, second.value)
     assert torch.equal(first.error_bound, second.error_bound)
+
+
+def test_an_adjoint_that_was_kept_is_that_of_the_present_metric() -> None:
+    """And leaves nothing wrong behind for those that are asked for later."""
+    metric = torch.ones(2, dtype=torch.float64)
+    A = splitting.DenseOperator(torch.tensor([[1.0, 1.9], [0.0, 1.0]], dtype=torch.float64), metric=metric)
+    kept, z = A.adjoint, torch.ones(1, 2, dtype=torch.float64)
+    kept.norm(z)
+    metric.copy_(torch.tensor([1e-6, 1e-2], dtype=torch.float64))
+    expected = splitting.DenseOperator(A.matrix.clone(), metric=metric.clone()).adjoint
+    for adjoint in (kept, A.adjoint):
+        assert torch.equal(adjoint.norm(z), expected.norm(z))
+    problems = [splitting.Inclusion(a, z, splitting.Identity()) for a in (A.adjoint, expected)]
+    assert torch.equal(*(splitting.error_bound(p, 0 * z) for p in problems))
+
+
+def test_a_mask_that_changes_does_not_change_what_was_solved() -> None:
+    mask = torch.tensor([True, True, False])
+    A = splitting.DenseOperator(2 * torch.eye(3, dtype=torch.float64))
+    problem = splitting.Inclusion(A, torch.ones(2, 3, dtype=torch.float64), splitting.Masked(splitting.ReLU(), mask))
+    solution = splitting.solve(problem, tol=1e-10)
+    mask.fill_(True)
+    assert (solution.error_bound < 1e-9).all()  # of (½, ½, 0), not of (½, ½, ½)
+
+
+def test_parameters_of_activations_are_numbers_of_their_own() -> None:
+    slope = torch.tensor(0.5)
+    activation = splitting.LeakyReLU(slope)  # type: ignore[arg-type]
+    slope.fill_(20.0)
+    assert activation == splitting.LeakyReLU(0.5)
+    with pytest.raises(splitting.InvalidType, match="`low` must be a number"):
+        splitting.Box(low="a")  # type: ignore[arg-type]
+
+
+def test_a_monitor_may_not_change_the_answer() -> None:
+    def meddle(role: str, solution: splitting.Solution) -> None:
+        solution.value.mul_(-100)
+
+    problem = problem_of(fresh("general"))
+    with pytest.raises(splitting.InvalidArgument, match="`monitor` has changed the value"):
+        splitting.equilibrium(problem, monitor=meddle)

@@ -174,3 +174,29 @@ def test_the_error_bound_holds_at_every_scale(exponent: int) -> None:
     distance = wide.norm(solution.value.double() - exact.value)
     assert (distance <= solution.error_bound + exact.error_bound).all()
     assert (solution.error_bound <= 1e-2 * wide.norm(exact.value) + 1e-300).all() or exponent == -140
+
+
+@pytest.mark.parametrize("solver", [splitting.PeacemanRachford(), splitting.Anderson()], ids=["plain", "Anderson"])
+@pytest.mark.parametrize("adjoint", [False, True])
+@pytest.mark.parametrize("size", [1e-80, 1e-44, 1e-37, 1.0, 1e37, 1e80])
+def test_the_scale_of_a_metric_does_not_matter(size: float, adjoint: bool, solver: splitting.Solver) -> None:
+    metric = torch.tensor([size, 1.7 * size], dtype=torch.float64)
+    A = splitting.DenseOperator(SKEWED.float(), metric=metric)
+    matrix = SKEWED.mT if adjoint else SKEWED
+    for factor in (1.0, 1e6, 1e-20):
+        c = torch.tensor([[1.0, 2.0]]) * factor
+        problem = splitting.Inclusion(A.adjoint if adjoint else A, c, splitting.Identity())
+        solution = splitting.solve(problem, solver)
+        assert float(relative_error(solution, torch.linalg.solve(matrix, c.double().mT).mT)) < 1e-5
+
+
+@pytest.mark.parametrize("solver", [splitting.PeacemanRachford(), splitting.Anderson()], ids=["plain", "Anderson"])
+@pytest.mark.parametrize("exponent", [-36, -30, 30, 35, 37])
+def test_operators_near_the_ends_of_float32(exponent: int, solver: splitting.Solver) -> None:
+    matrix = (SKEWED * 10.0**exponent).float()
+    for size in (1.0, 10.0**exponent):
+        c = torch.tensor([[1.0, 2.0]]) * size
+        exact = torch.linalg.solve(matrix.double(), c.double().mT).mT
+        solution = linear(c, matrix, solver=solver)
+        assert not solution.converged.all() or float(relative_error(solution, exact)) < 1e-5
+        assert solution.converged.all() or float(exact.abs().max()) > 1e38 or abs(exponent) > 36
