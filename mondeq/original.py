@@ -71,7 +71,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     """
     try:
         if not path.is_file():
-            raise RunError(f"cannot read {path}: there is no such file")
+            raise RunError(f"cannot read {path}: there is no such file, or it is a folder, pipe or device")
         _check_unpacked(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -61,7 +61,7 @@ def test_wheel_metadata(wheel: Path) -> None:
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "MIT"
     required = metadata.get_all("Requires-Dist")
-    assert "torch>=2.6" in required
+    assert "torch>=2.13" in required
     assert not any(Requirement(r).url for r in required)
     assert "mondeq = mondeq.cli:main" in metadata_file(wheel, "entry_points.txt")
 
