@@ -265,7 +265,7 @@ def check_regular(path: Path) -> None:
     except (OSError, ValueError):
         return  # whoever opens it says what is wrong
     if not regular:
-        raise RunError(f"{path} is not a regular file; restore it or train again")
+        raise RunError(f"cannot read {path}: it is not a regular file; restore it or train again")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -344,7 +344,7 @@ def test_missing_weights(run: Path) -> None:
     with pytest.raises(RunError, match=r"cannot read .*model\.safetensors: No such file"):
         mondeq.load(run)
     (run / WEIGHTS).mkdir()
-    with pytest.raises(RunError, match=r"cannot read .*model\.safetensors: Is a directory"):
+    with pytest.raises(RunError, match=r"cannot read .*model\.safetensors: it is not a regular file"):
         mondeq.load(run)
 
 
