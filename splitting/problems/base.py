@@ -41,7 +41,10 @@ class Problem(ABC):
 
     @abstractmethod
     def scale(self) -> Callable[[Tensor], Tensor]:
-        """z ↦ what a residual at z is relative to, per sample, with what all steps share computed once."""
+        """z ↦ what a residual at z is relative to, per sample, with what all steps share computed once.
+
+        Of a frozen problem, like `in_range` and `lost`.
+        """
 
     @abstractmethod
     def error_bound(self, z: Tensor) -> Tensor:

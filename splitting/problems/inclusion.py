@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ class Inclusion(Problem):
         # Sources are 1/`step` times as large as solutions, and measured where those are.
         power = 2.0 ** round(math.log2(self._step))
         weight = min(self.operator.norm_bound, torch.finfo(self.source.dtype).max)
-        offset = self.norm(self.source * power) / power if abs(math.log2(power)) > 20 else self.norm(self.source)
+        offset = self.norm(self.source * power) / power if abs(math.log2(power)) > 20 else self._source_norm
         return lambda z: torch.add(offset, self.norm(z), alpha=weight)
 
     def judged(self, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,10 +100,11 @@ class Inclusion(Problem):
         ordinary.
         """
         operator, step = self.operator.balanced(), self._step
-        source, prox, size = self.source, self.prox, operator.norm(self.source)
-        ordinary = None
-        if operator is not self.operator:
-            ordinary = Inclusion(operator, source, prox), source.new_ones(())
+        source, prox, ordinary = self.source, self.prox, None
+        if operator is self.operator:
+            size = self._source_norm
+        else:
+            size, ordinary = operator.norm(source), (Inclusion(operator, source, prox), source.new_ones(()))
         info = torch.finfo(source.dtype)
         # A residual of tol times the size, of which an entry has a thousandth, is to have squares that do not vanish.
         # Solutions are about `step` times as large as sources.
@@ -127,6 +129,11 @@ class Inclusion(Problem):
             return ordinary
         units = units.reshape(-1, *[1] * (source.ndim - 1))
         return Inclusion(operator, source * units, prox.scaled(units)), units
+
+    @cached_property
+    def _source_norm(self) -> Tensor:
+        """‖c‖_Λ, for the loop, which works on frozen problems."""
+        return self.norm(self.source)
 
     @property
     def _step(self) -> float:
