@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.deep_equilibrium", description=__doc__)
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where MNIST is or goes")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--channels", type=int, default=32, help="of the state, a multiple of 8")
+    parser.add_argument("--channels", type=int, default=16, help="of the state, a multiple of 8")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures there, as JSON")
     parser.add_argument("--smoke", action="store_true", help="one epoch of a tiny network on digits")
