@@ -175,6 +175,4 @@ def _stack(tensor: Tensor, dim: int | None, size: int) -> Tensor:
 def _slice(spec: _Spec, source: Tensor, tensors: list[Tensor]) -> Tensor:
     count, of_prox = spec.counts
     operator = spec.operator.replace(*tensors[:count], metric=next(iter(tensors[count + of_prox :]), None))
-    return _call(
-        replace(spec, operator=operator.frozen(), options=replace(spec.options, initial=None)), source, *tensors
-    )
+    return _call(replace(spec.without_guess(), operator=operator.frozen()), source, *tensors)

@@ -433,7 +433,7 @@ def test_warnings_of_others_are_one_line(
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (PermissionError(13, "Permission denied", "/root/run"), 1, "mondeq info: /root/run: Permission denied"),
+        (PermissionError(13, "Permission denied", "/data/run"), 1, "mondeq info: /data/run: Permission denied"),
         (MemoryError(), 1, "mondeq info: out of memory; use a smaller model, batch or --limit"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried\nmore"),
