@@ -21,8 +21,8 @@ import torch
 import mondeq
 from mondeq import distributed
 from mondeq.cli import bound, certify, import_checkpoint, info, train
-from mondeq.cli.output import complain, flush, one_line, show, tolerant_streams
-from mondeq.errors import MondeqError
+from mondeq.cli.output import complain, flush, show, tolerant_streams
+from mondeq.errors import MondeqError, showable
 from splitting.errors import SplittingError
 
 
@@ -52,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
     """One whose complaints are one line, whatever was typed."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(one_line(message))
+        super().error(showable(message))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mondeq import distributed
-from mondeq.cli.output import add_json, check_writable, one_line, save_json, show
+from mondeq.cli.output import add_json, check_writable, save_json, show
+from mondeq.errors import showable
 from mondeq.files import read_json
 from mondeq.models import exact_copy
 from mondeq.runs import CONFIG, load
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
             "metrics": read_json(metrics_file) if metrics_file.is_file() else None,
         }
         save_json(options.json, figures)
-        rows = [[one_line(name), one_line(_text(value))] for name, value in _flat(figures).items()]
+        rows = [[showable(name), showable(_text(value))] for name, value in _flat(figures).items()]
         width = max(len(name) for name, _ in rows)
         show("\n".join(f"{name.ljust(width)}  {value}" for name, value in rows))
         if figures["metrics"] is None:

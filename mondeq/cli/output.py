@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mondeq import distributed
-from mondeq.errors import RunError
+from mondeq.errors import RunError, showable
 from mondeq.files import write_json
 
 # What this package prints beyond ASCII, for streams whose encoding lacks it.
@@ -48,7 +48,7 @@ def show(text: str) -> None:
     """Print the lines of `text`, on the main process. Raises RunError where stdout takes nothing more."""
     if distributed.is_main():
         with _unless_full():
-            print("\n".join(map(one_line, text.split("\n"))), flush=True)
+            print("\n".join(map(showable, text.split("\n"))), flush=True)
 
 
 def flush() -> None:
@@ -60,14 +60,9 @@ def flush() -> None:
 def complain(text: str) -> None:
     """One line on stderr, its middle left out where it is endless. Where nobody can be told, nothing happens: no
     warning ends the work it warns of."""
-    line = one_line(text)
+    line = showable(text)
     with suppress(OSError):
         print(line if len(line) <= 1000 else f"{line[:600]} … {line[-300:]}", file=sys.stderr, flush=True)
-
-
-def one_line(text: str) -> str:
-    """`text` with everything escaped that is not printable: line breaks, control sequences, lone surrogates."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 @contextmanager

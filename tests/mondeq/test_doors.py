@@ -24,9 +24,9 @@ import torch
 import mondeq
 from mondeq import distributed
 from mondeq.cli import main
-from mondeq.cli.output import check_writable, one_line
+from mondeq.cli.output import check_writable
 from mondeq.data import Dataset
-from mondeq.errors import ConfigError, RunError
+from mondeq.errors import ConfigError, RunError, showable
 from mondeq.files import read_json
 from mondeq.models import ModelConfig
 from mondeq.runs import CONFIG, WEIGHTS
@@ -113,7 +113,7 @@ def test_training_settings_are_plain_values_or_refused(name: str) -> None:
         try:
             config = TrainingConfig(**({"data": "digits"} | {name: value}))
         except ConfigError as error:
-            refusals.append(one_line(str(error)))
+            refusals.append(showable(str(error)))
             continue
         passed += 1
         assert type(getattr(config, name)) is declared[name]
@@ -343,7 +343,7 @@ def test_every_letter_of_ours_has_a_plain_form() -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
 @pytest.mark.parametrize("buffering", [1, -1])
 @pytest.mark.parametrize("arguments", [["info"], ["--help"], ["--version"], ["train", "--help"]], ids=" ".join)
-def test_a_full_stdout_is_one_line(
+def test_a_full_stdout_is_showable(
     arguments: list[str], buffering: int, trained_run: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [*arguments, str(trained_run)] if arguments == ["info"] else arguments
@@ -419,7 +419,7 @@ def test_nothing_steers_the_terminal(call: Callable[..., Called], trained_run: P
     assert r"a\x1b[31m\x9b2Jb\u202e\nc\r\udcff" in out
 
 
-def test_warnings_of_others_are_one_line(
+def test_warnings_of_others_are_showable(
     call: Callable[..., Called], trained_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def warned(path: Path) -> Any:
