@@ -8,6 +8,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 MYPY_ARGS ?=
+MKDOCS_ARGS ?=
 
 # The demo: a new folder for every call, so that nothing is ever overwritten.
 ifndef DEMO_RUN
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --no-input --disable-pip-version-check -c constraints.txt
 
 .NOTPARALLEL:
-.PHONY: help demo test lint format types clean
+.PHONY: help demo test lint format types docs clean
 
 help:
 	@echo "make demo    train a certified classifier on handwritten digits, print its accuracies, draw its curve"
@@ -28,6 +29,7 @@ help:
 	@echo "make lint    check style and formatting (ruff)"
 	@echo "make format  put style and formatting right where ruff can"
 	@echo "make types   check types (mypy)"
+	@echo "make docs    build the site of documentation and reference in site/, strictly (mkdocs)"
 	@echo "make clean   remove .venv, caches and build outputs; runs/ stays"
 
 demo: $(VENV)/.installed
@@ -49,6 +51,9 @@ format: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/python -m mypy $(MYPY_ARGS) mondeq splitting
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(MKDOCS_ARGS)
+
 # A .venv that make did not create is neither changed nor removed.
 python_says = $(shell $(PYTHON) -c '$(1)' 2>/dev/null)
 $(VENV)/.created:
@@ -68,7 +73,11 @@ $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml constraints.txt
 	$(PIP_INSTALL) -e '.[dev]'
 	@touch $(VENV)/.installed $@
 
+$(VENV)/.installed-docs: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP_INSTALL) -e '.[docs]'
+	@touch $(VENV)/.installed $@
+
 clean:
 	@if [ -e $(VENV)/.made-by-make ]; then rm -rf $(VENV); fi
-	rm -rf build dist mondeq.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	rm -rf build dist site mondeq.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
 	find mondeq splitting tests experiments docs -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
