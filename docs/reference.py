@@ -120,7 +120,8 @@ def documented(public: str) -> bool:
     module = importlib.import_module(package)
     value = getattr(module, name)
     if inspect.isclass(value) or inspect.isroutine(value):
-        return bool((value.__doc__ or "").strip())
+        # dataclass makes one, `Name(fields)`, where there is none
+        return not (value.__doc__ or f"{name}(").startswith(f"{name}(")
     return name in constants(inspect.getsource(module))
 
 

@@ -27,7 +27,12 @@ from mondeq.files import write_json
 
 
 class Cell(nn.Module):
-    """f(z, x) = n(ReLU(z + n(x + conv(n(ReLU(conv z)))))) with group norms n, on images (channels, height, width)."""
+    """f(z, x) = n(ReLU(z + n(x + conv(n(ReLU(conv z)))))) with group norms n, on images (channels, height, width).
+
+    Args:
+        channels: The channels of z and x, a multiple of 8.
+        inner: The channels between the two convolutions, a multiple of 8.
+    """
 
     def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
@@ -38,6 +43,15 @@ class Cell(nn.Module):
             nn.init.normal_(convolution.weight, std=0.01)
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        """One application of the cell.
+
+        Args:
+            z: The states (batch, channels, height, width).
+            x: What the layer is given, shaped like z.
+
+        Returns:
+            The new states, shaped like z.
+        """
         y = self.norms[0](self.inward(z).relu())
         y = self.norms[1](x + self.outward(y))
         state: Tensor = self.norms[2]((z + y).relu())
@@ -45,7 +59,14 @@ class Cell(nn.Module):
 
 
 class Network(nn.Module):
-    """A stem that quarters the resolution, the equilibrium, a linear head."""
+    """A stem that quarters the resolution, the equilibrium, a linear head.
+
+    Args:
+        shape: The (channels, height, width) of an image.
+        classes: The number of classes.
+        channels: The channels of the state, a multiple of 8.
+        monitor: Is called with the role, "forward" or "backward", and the solution of every solve.
+    """
 
     def __init__(self, shape: tuple[int, int, int], classes: int, channels: int, monitor: Any) -> None:
         super().__init__()
@@ -67,30 +88,62 @@ class Network(nn.Module):
         self.head = nn.Linear(math.prod(state_shape), classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """The logits of images.
+
+        Args:
+            images: Images (batch, channels, height, width).
+
+        Returns:
+            The logits (batch, classes).
+        """
         logits: Tensor = self.head(self.layer(self.stem(images)).flatten(1))
         return logits
 
 
 @dataclass
 class Steps:
-    """Mean number of solver steps per sample, and the share of samples that missed the tolerance."""
+    """Solver steps and failures, counted over samples.
+
+    Args:
+        total: The number of steps of all samples together.
+        missed: The number of samples that missed the tolerance.
+        samples: The number of samples.
+    """
 
     total: int = 0
     missed: int = 0
     samples: int = 0
 
     def add(self, solution: splitting.Solution) -> None:
+        """Count the samples of a solve.
+
+        Args:
+            solution: The solve.
+        """
         self.total += int(solution.steps.sum())
         self.missed += int((~solution.converged).sum())
         self.samples += len(solution.steps)
 
     def figures(self) -> dict[str, float]:
+        """The mean number of solver steps per sample, and the share of samples that missed the tolerance.
+
+        Returns:
+            The two figures as "steps" and "missed".
+        """
         count = max(self.samples, 1)
         return {"steps": self.total / count, "missed": self.missed / count}
 
 
 def train(dataset: data.Dataset, options: argparse.Namespace) -> dict[str, Any]:
-    """Train for `options.epochs` by Adam and a one-cycle rate; the figures of the last epoch and of the test set."""
+    """Train a network by Adam and a one-cycle rate, and judge it by the test set.
+
+    Args:
+        dataset: The data.
+        options: The command line: `epochs`, `channels` and `seed` are read.
+
+    Returns:
+        The figures of the last epoch and of the test set, ready for JSON.
+    """
     torch.manual_seed(options.seed)
     steps = {"forward": Steps(), "backward": Steps()}
     network = Network(
@@ -130,6 +183,14 @@ def train(dataset: data.Dataset, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Train and print the figures.
+
+    Args:
+        arguments: The command line; that of the process by default.
+
+    Returns:
+        The exit code, 0.
+    """
     parser = argparse.ArgumentParser(prog="python -m experiments.deep_equilibrium", description=__doc__)
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where MNIST is or goes")
     parser.add_argument("--epochs", type=int, default=3)

@@ -24,13 +24,28 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Preset:
-    """A recipe: what `mondeq train` is called with, and the accuracy, in %, that was published for it (if any)."""
+    """A recipe.
+
+    Args:
+        name: What it is called; its run folder has this name.
+        settings: What `mondeq train` is called with: options without their dashes, and their values as typed.
+        published: The accuracy, in %, that was published for it, if any.
+    """
 
     name: str
     settings: dict[str, str]
     published: float | None = None
 
     def arguments(self, epochs: int | None, smoke: bool) -> list[str]:
+        """The words that `mondeq train` is called with.
+
+        Args:
+            epochs: How many epochs to train for; None for as many as the recipe says.
+            smoke: Whether to train a tiny network for one epoch instead.
+
+        Returns:
+            The options and their values.
+        """
         settings = dict(self.settings)
         if epochs is not None:
             settings["epochs"] = str(epochs)
@@ -44,7 +59,17 @@ class Preset:
 
 
 def run(program: str, data: str, presets: Sequence[Preset], arguments: list[str] | None = None) -> int:
-    """Train the presets on `data` one after the other, as the command line says. Returns the first exit code not 0."""
+    """Train the presets one after the other, as the command line says, and print the table of results.
+
+    Args:
+        program: The dotted name of the module that was called, for its help and its folder.
+        data: The data set of the presets.
+        presets: The recipes.
+        arguments: The command line; that of the process by default.
+
+    Returns:
+        0, or the exit code of the first training that failed.
+    """
     options = _parser(program, data, presets).parse_args(arguments)
     chosen = [p for p in presets if not options.only or p.name in options.only]
     # A smoke run takes pictures that are at hand.

@@ -36,20 +36,38 @@ class FailedElsewhere(MondeqError):
 
 
 def rank() -> int:
+    """The number of this process.
+
+    Returns:
+        A number from 0 to `world_size()` − 1; 0 for a process alone.
+    """
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """The number of processes that work together.
+
+    Returns:
+        At least 1, which is that of a process alone.
+    """
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this process is the one that prints and writes."""
+    """Whether this process is the one that prints and writes.
+
+    Returns:
+        True for process 0, and for a process alone.
+    """
     return rank() == 0
 
 
 def speaks() -> bool:
-    """Whether this process tells what all of them would say alike; it need not have met the others yet."""
+    """Whether this process tells what all of them would say alike; it need not have met the others yet.
+
+    Returns:
+        True for process 0, and where the environment does not say which process this is.
+    """
     texts = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
     numbers = [int(text) for text in texts if _WHOLE.fullmatch(text)]
     return len(numbers) < 2 or not 0 < numbers[0] < numbers[1]
@@ -57,11 +75,22 @@ def speaks() -> bool:
 
 @contextmanager
 def session(device: str) -> Iterator[torch.device]:
-    """Join the process group if `torchrun` started us, yield this process's device, leave the group again.
+    """A block in which this process works together with the others.
 
-    device: "auto", "cpu", "cuda" or "cuda:N". Raises ConfigError where CUDA is asked for and there is none or the
-    environment says half of what `torchrun` says, RunError where the other processes cannot be reached or vanish,
-    FailedElsewhere where another one has failed before.
+    It joins the process group if `torchrun` started it, and leaves the group after the block. Where one process fails,
+    the others end too, and only the first of them raises what happened.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Yields:
+        The device of this process.
+
+    Raises:
+        ConfigError: The device is unknown, CUDA is asked for and there is none, or the environment says half of what
+            `torchrun` says.
+        RunError: The other processes cannot be reached or vanish.
+        FailedElsewhere: Another process has failed before.
     """
     place = _place()
     if place is None:
@@ -78,19 +107,40 @@ def session(device: str) -> Iterator[torch.device]:
 
 
 def parallel(model: nn.Module) -> nn.Module:
-    """`model` with its gradients averaged over processes; itself where there is one process."""
+    """A model with its gradients averaged over processes.
+
+    Args:
+        model: The model, on the device of this process.
+
+    Returns:
+        The model in a wrapper that averages; itself where there is one process.
+    """
     return nn.parallel.DistributedDataParallel(model) if world_size() > 1 else model
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum of `values` over processes."""
+    """The sum of a tensor over processes.
+
+    Args:
+        values: A tensor of the same shape on every process. It is overwritten with the sum.
+
+    Returns:
+        The same tensor.
+    """
     if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
 def gather(values: Tensor) -> Tensor:
-    """The rows of every process, rank after rank, on every process; processes may hold different numbers of rows."""
+    """The rows of every process, rank after rank, on every process.
+
+    Args:
+        values: The rows of this process. Processes may hold different numbers of them.
+
+    Returns:
+        All rows, on the CPU; `values` itself where there is one process.
+    """
     if world_size() == 1:
         return values
     parts: list[Tensor | None] = [None] * world_size()

@@ -7,18 +7,38 @@ _JOINERS = "\u200c\u200d"
 
 
 def is_showable(character: str) -> bool:
-    """Whether a terminal can be shown it: no control, no line separator, no mark that turns the writing direction."""
+    """Whether a terminal can be shown a character.
+
+    No control, no line separator and no mark that turns the writing direction can be shown.
+
+    Args:
+        character: One character.
+
+    Returns:
+        Whether it can be shown.
+    """
     category = unicodedata.category(character)
     return category not in ("Cc", "Cf", "Cs", "Zl", "Zp") or character in _JOINERS
 
 
 def showable(text: str) -> str:
-    """`text`, which may come from a foreign file or its name, on one line and with what is not showable escaped."""
+    """A text on one line and with what is not showable escaped.
+
+    Args:
+        text: Any text, such as one from a foreign file or its name.
+
+    Returns:
+        The text, in which what `is_showable` refuses is written as an escape sequence.
+    """
     return "".join(c if is_showable(c) else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class MondeqError(Exception):
-    """Base class: everything this package raises on purpose. The message is kept `showable`."""
+    """The base class of everything this package raises on purpose.
+
+    Args:
+        message: What happened, in one line. It is kept `showable`.
+    """
 
     def __init__(self, message: str = "") -> None:
         super().__init__(showable(message))

@@ -43,13 +43,31 @@ _held = threading.local()
 
 
 def replace_file(path: Path, write: Writer) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk and move it there in one step."""
+    """Replace a file in one step, so that an interruption leaves the old one or the new one.
+
+    Args:
+        path: The file to make or to replace.
+        write: Fills the temporary file beside `path` whose path it is given. That is flushed to disk and moved to
+            `path`.
+
+    Raises:
+        RunError: The disk says no.
+    """
     replace_files({path: write})
 
 
 def replace_files(writers: dict[Path, Writer]) -> None:
-    """Replace several files that belong together: all are written in full before the first is moved into place, and
-    where moving one fails those moved before it are put back. Raises RunError where the disk says no."""
+    """Replace several files that belong together.
+
+    All are written in full before the first is moved into place, and where moving one fails those moved before it are
+    put back.
+
+    Args:
+        writers: For each file to make or to replace, what fills the temporary file whose path it is given.
+
+    Raises:
+        RunError: The disk says no.
+    """
     temporary: dict[Path, Path] = {}
     path = next(iter(writers))
     try:
@@ -69,7 +87,12 @@ def replace_files(writers: dict[Path, Writer]) -> None:
 
 
 def clear_temporary(folder: Path, name: str | None = None) -> None:
-    """Remove the temporary files that killed writers of `folder/name`, or of anything in `folder`, left there."""
+    """Remove the temporary files that killed writers left.
+
+    Args:
+        folder: Where they are.
+        name: What they were to become; None stands for anything.
+    """
     for each in own(folder):
         match = _TEMPORARY.fullmatch(each)
         if match and name in (None, match["name"]):
@@ -79,11 +102,20 @@ def clear_temporary(folder: Path, name: str | None = None) -> None:
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """The folder, made if absent, with nobody else writing to it. Within such a block of the same thread: no effect.
+    """A block in which nobody else writes to the folder, which is made if it is absent.
 
-    The lock is the operating system's, which a process loses however it ends; the file that carries it names process
-    and host. What killed writers left is removed, and so is a folder made here and left empty. Raises RunError where
-    somebody else writes, or where nothing can be written.
+    Within such a block of the same thread it has no effect. The lock is the operating system's, which a process loses
+    however it ends; the file that carries it names process and host. What killed writers left is removed, and so is a
+    folder made here and left empty.
+
+    Args:
+        folder: The folder to write to.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RunError: Somebody else writes there, or nothing can be written.
     """
     made = _make(folder)
     place = folder.resolve()
@@ -107,7 +139,14 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 def own(folder: Path) -> set[str]:
-    """The names of what `sole_writer` and `replace_file` made in `folder` for their own use."""
+    """The names of what `sole_writer` and `replace_file` made in a folder for their own use.
+
+    Args:
+        folder: The folder, which need not exist.
+
+    Returns:
+        The names of the lock and of temporary files, without the folder.
+    """
     with suppress(OSError):
         return {each for each in os.listdir(folder) if each == _LOCK or _TEMPORARY.fullmatch(each)}
     return set()
@@ -221,7 +260,15 @@ def _move(temporary: dict[Path, Path]) -> None:
 
 
 def unwritable(path: Path, error: OSError | SafetensorError) -> RunError:
-    """What is to be said of it. safetensors has the number of the system's error in its text."""
+    """What is to be said of a file that could not be written.
+
+    Args:
+        path: The file.
+        error: Why. An error of safetensors has the number of the system's error in its text.
+
+    Returns:
+        The error to raise: one line with the file, the reason and what to do about it.
+    """
     hidden = re.search(r"(?:os error |code: )(\d+)", str(error))
     number = error.errno if isinstance(error, OSError) else int(hidden[1]) if hidden else None
     reason = os.strerror(number) if number else str(error).partition("\n")[0]
@@ -229,12 +276,29 @@ def unwritable(path: Path, error: OSError | SafetensorError) -> RunError:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`text` as UTF-8, in one step."""
+    """Write a text as UTF-8, in one step.
+
+    Args:
+        path: The file to make or to replace.
+        text: What it shall hold.
+
+    Raises:
+        RunError: The disk says no.
+    """
 
     replace_file(path, text_writer(text))
 
 
 def text_writer(text: str) -> Writer:
+    """What writes a text as UTF-8, for `replace_files`.
+
+    Args:
+        text: What the file shall hold.
+
+    Returns:
+        A function that fills the file whose path it is given.
+    """
+
     def write(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
@@ -242,11 +306,27 @@ def text_writer(text: str) -> Writer:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON; inf and NaN, which JSON does not have, become null."""
+    """Write a value as indented JSON, in one step.
+
+    Args:
+        path: The file to make or to replace.
+        value: What `json.dumps` takes. inf and NaN, which JSON does not have, become null.
+
+    Raises:
+        RunError: The disk says no.
+    """
     write_text(path, json_text(value))
 
 
 def json_text(value: Any) -> str:
+    """A value as indented JSON.
+
+    Args:
+        value: What `json.dumps` takes. inf and NaN, which JSON does not have, become null.
+
+    Returns:
+        The text, with a line end after it.
+    """
     return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
 
 
@@ -259,7 +339,14 @@ def _finite(value: Any) -> Any:
 
 
 def check_regular(path: Path) -> None:
-    """Raise RunError for what is there and is no file with an end: a pipe, a device, a folder."""
+    """Refuse what is there and is no file with an end: a pipe, a device, a folder.
+
+    Args:
+        path: The file. One that is absent passes, for whoever opens it says what is wrong.
+
+    Raises:
+        RunError: There is something else in its place.
+    """
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
     except (OSError, ValueError):
@@ -269,7 +356,17 @@ def check_regular(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises RunError saying what is wrong with the file."""
+    """The object in a JSON file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The entries of the object.
+
+    Raises:
+        RunError: The file is absent, unreadable, no JSON or no object. The message says what is wrong with it.
+    """
     check_regular(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -23,7 +23,16 @@ _plain = matplotlib.rc_context({"text.usetex": False})
 
 @_plain
 def certified_accuracy(report: Report, title: str, path: Path) -> None:
-    """The certified-accuracy curve of `report` as a PNG: share of test images certified at each ℓ2 radius."""
+    """Draw the certified-accuracy curve: the share of test images that are certified at each ℓ2 radius.
+
+    Args:
+        report: What was certified.
+        title: What stands above the curve. Of a long title the end is kept.
+        path: The PNG file to make or to replace.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     certified = _sorted_radii(report)
@@ -48,7 +57,16 @@ def certified_accuracy(report: Report, title: str, path: Path) -> None:
 
 @_plain
 def training(history: list[Epoch], title: str, path: Path) -> None:
-    """Loss, accuracies and solver steps by epoch as a PNG."""
+    """Draw the course of training: loss, accuracies and solver steps by epoch.
+
+    Args:
+        history: The figures of each epoch.
+        title: What stands above the curves. Of a long title the end is kept.
+        path: The PNG file to make or to replace.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
     figure = Figure(figsize=(9.6, 3.4), layout="constrained")
     loss, accuracy, steps = figure.subplots(1, 3)
     epochs = [row.epoch for row in history]

@@ -12,13 +12,28 @@ from torch import Tensor
 
 
 def whole(value: object) -> int | None:
-    """The int that `value` is: Python's, numpy's or a 0-dimensional integer tensor. None for all else, bool too."""
+    """The int that a value is.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        The int of an int of Python or numpy or of a 0-dimensional integer tensor. None for all else, bool too.
+    """
     value = _scalar(value)
     return int(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def real(value: object) -> float | None:
-    """The float that `value` is, ±inf for an int that is none. None for what is no number, bool too."""
+    """The float that a value is.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        The float of a number of Python, numpy or torch; ±inf for an int that is too large for one. None for what is no
+        number, bool too.
+    """
     value = _scalar(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
@@ -29,20 +44,41 @@ def real(value: object) -> float | None:
 
 
 def truth(value: object) -> bool | None:
-    """The bool that `value` is, or None."""
+    """The bool that a value is.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        The bool of one of Python, numpy or torch, or None.
+    """
     value = _scalar(value)
     return value if isinstance(value, bool) else None
 
 
 def entries(value: object) -> tuple[Any, ...] | None:
-    """What a list, tuple or one-dimensional array or tensor holds; None for all else."""
+    """What a list, tuple or one-dimensional array or tensor holds.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        The entries; None for all else, such as a text.
+    """
     if isinstance(value, (np.ndarray, Tensor)):
         return tuple(value.tolist()) if value.ndim == 1 and not _is_meta(value) else None
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else None
 
 
 def shown(value: object) -> str:
-    """`value` for a message: one short line, also of a number of five thousand digits."""
+    """A value for a message: one short line, also of a number of five thousand digits.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        The line, with long values cut in their middle.
+    """
     short = reprlib.Repr()
     short.maxlong = short.maxstring = short.maxother = 60
     if isinstance(value, int) and abs(value) >= 10**60:

@@ -1,12 +1,20 @@
-"""The pages a user reads: their Python runs, their commands parse, their links lead somewhere, their names exist.
+"""What a user reads: pages and docstrings.
+
+Of the pages, their Python runs, their commands parse, their links lead somewhere, their names exist. Every public name
+has a docstring, and those of the rooms that are listed here have an entry for every argument.
 
 The Python blocks of one page share a namespace, top to bottom, in an empty folder. A line number in a traceback is
 that of the page.
 """
 
 import argparse
+import ast
+import enum
 import functools
 import importlib
+import inspect
+import itertools
+import pkgutil
 import re
 import runpy
 import shlex
@@ -14,6 +22,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import FunctionType, ModuleType
 
 import pytest
 
@@ -235,3 +244,147 @@ def test_every_cited_preprint_is_in_the_references() -> None:
     listed = (DOCS / "references.md").read_text(encoding="utf-8")
     assert cited
     assert {number for number in cited if number not in listed} == set()
+
+
+# -- docstrings ------------------------------------------------------------------------------------------------------
+
+PUBLIC = ("splitting", "mondeq", "mondeq.testing", "mondeq.training", "mondeq.data")
+
+# The rooms whose docstrings have an entry for every argument. A package stands for all its modules.
+EXPLAINED = (
+    "mondeq.cli.events",
+    "mondeq.cli.output",
+    "mondeq.cli.places",
+    "mondeq.data",
+    "mondeq.distributed",
+    "mondeq.errors",
+    "mondeq.files",
+    "mondeq.plots",
+    "mondeq.values",
+    "experiments.cifar10",
+    "experiments.deep_equilibrium",
+    "experiments.mnist",
+    "experiments.recipes",
+    "experiments.svhn",
+)
+
+
+def modules(room: str) -> list[ModuleType]:
+    """The module or package of that name, and all that is in it."""
+    top = importlib.import_module(room)
+    inside = pkgutil.walk_packages(getattr(top, "__path__", []), f"{room}.")
+    return [top, *(importlib.import_module(each.name) for each in inside)]
+
+
+def public_definitions(module: ModuleType) -> dict[str, type | FunctionType]:
+    """The public classes and functions that a module defines, and the public methods of these classes."""
+    found = {}
+    for name, value in vars(module).items():
+        if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
+            continue
+        if inspect.isclass(value) or inspect.isfunction(value):
+            found[name] = value
+        if inspect.isclass(value):
+            members = {each: getattr(member, "__func__", member) for each, member in vars(value).items()}
+            own = {f"{name}.{each}": member for each, member in members.items() if not each.startswith("_")}
+            found |= {each: member for each, member in own.items() if inspect.isfunction(member)}
+    return found
+
+
+def arguments_of(value: type | FunctionType) -> set[str]:
+    """The names of what it is called with, `*args` with its star; of a class if it has a constructor of its own."""
+    if inspect.isclass(value) and (issubclass(value, enum.Enum) or not vars(value).keys() & {"__init__", "__new__"}):
+        return set()
+    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    parameters = inspect.signature(value).parameters.values()
+    return {stars.get(p.kind, "") + p.name for p in parameters} - {"self", "cls"}
+
+
+def documentation(value: object) -> str:
+    """The docstring; of a method without one, that of the method it overrides; of a class, with its constructor's."""
+    if not inspect.isclass(value):
+        return inspect.getdoc(value) or ""
+    own = inspect.cleandoc(value.__doc__ or "")
+    if own.startswith(f"{value.__name__}("):  # made by `dataclass` where there is none
+        return ""
+    constructor = vars(value).get("__init__")
+    return f"{own}\n\n{inspect.cleandoc(constructor.__doc__ or '')}" if own and constructor else own
+
+
+def explained(docstring: str) -> set[str]:
+    """The names that have an entry in the sections `Args:` and `Attributes:`."""
+    sections = re.findall(r"^(?:Args|Attributes):\n((?:(?: {4}.*)?\n)+)", docstring + "\n", re.MULTILINE)
+    return {
+        name for section in sections for name in re.findall(r"^ {4}(\*{0,2}\w+)(?: \(.+\))?:", section, re.MULTILINE)
+    }
+
+
+def constants_with_docstrings(module: ModuleType) -> set[str]:
+    """The constants of a module that a string stands below."""
+    body = ast.parse(inspect.getsource(module)).body
+    return {
+        ast.unparse(getattr(node, "target", None) or node.targets[0])
+        for node, below in itertools.pairwise(body)
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
+    }
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_every_public_name_has_a_docstring(package: str) -> None:
+    module = importlib.import_module(package)
+    constants = constants_with_docstrings(module)
+    assert module.__all__
+    for name in module.__all__:
+        value = getattr(module, name)
+        documented = documentation(value) if inspect.isclass(value) or inspect.isroutine(value) else name in constants
+        assert documented, f"{package}.{name} has no docstring"
+
+
+@pytest.mark.parametrize("room", EXPLAINED)
+def test_docstrings_explain_every_argument(room: str) -> None:
+    missing = {}
+    for module in modules(room):
+        for name, value in public_definitions(module).items():
+            text = documentation(value)
+            unexplained = sorted(arguments_of(value) - explained(text))
+            if not text or unexplained:
+                missing[f"{module.__name__}.{name}"] = unexplained or "no docstring"
+    assert missing == {}
+
+
+def test_a_missing_argument_is_seen() -> None:
+    def documented(x: int, *rest: int, way: str = "", **more: int) -> None:
+        """It does.
+
+        Args:
+            x: A number,
+                and another line: of it.
+            *rest: More.
+
+            way (str): How.
+
+        Returns:
+            more: Nothing.
+        """
+
+    assert arguments_of(documented) == {"x", "*rest", "way", "**more"}
+    assert explained(documentation(documented)) == {"x", "*rest", "way"}
+
+
+SECTIONS = {"Args", "Attributes", "Example", "Examples", "Note", "Raises", "Returns", "Warns", "Yields"}
+
+
+@pytest.mark.parametrize("package", ["splitting", "mondeq", "experiments"])
+def test_sections_of_docstrings_are_sections(package: str) -> None:
+    """A misspelt one, or one that is not indented, would be plain text on the site."""
+    wrong = []
+    for file in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                lines = (ast.get_docstring(node) or "").splitlines()
+                for line, below in itertools.pairwise([*lines, ""]):
+                    opens = re.fullmatch(r"([A-Z][a-z]+):", line)
+                    if opens and not (opens[1] in SECTIONS and below.startswith("    ")):
+                        wrong.append(f"{file.relative_to(ROOT)}: {node.name}: {line}")
+    assert wrong == []

@@ -15,7 +15,11 @@ _FIGURES = ("loss", "lr", "train_accuracy", "test_accuracy", "certified_estimate
 
 
 def need_tensorboard() -> None:
-    """Raise ConfigError where the package is missing."""
+    """Check that what `--tensorboard` needs is installed.
+
+    Raises:
+        ConfigError: The package is missing.
+    """
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError:
@@ -23,10 +27,17 @@ def need_tensorboard() -> None:
 
 
 class EventFile:
-    """A new file in `folder` with the rows of `history`, to which others are added. Raises RunError when it cannot be.
+    """A new file of events, to which rows are added.
 
     It begins with the mark of a start, which makes TensorBoard forget the files of starts before: a run that died
     between a checkpoint and its figures has all of them after it was resumed, and none twice.
+
+    Args:
+        folder: Where the file shall be. The folder is made if it is absent.
+        history: The rows that it begins with.
+
+    Raises:
+        RunError: The file cannot be written.
     """
 
     def __init__(self, folder: Path, history: list[Epoch]) -> None:
@@ -47,6 +58,14 @@ class EventFile:
             self.add(row)
 
     def add(self, row: Epoch) -> None:
+        """Add the figures of an epoch.
+
+        Args:
+            row: The figures.
+
+        Raises:
+            RunError: The file cannot be written.
+        """
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=name, simple_value=getattr(row, name)) for name in _FIGURES]

@@ -31,7 +31,15 @@ _PLAIN = {
 
 
 def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None) -> str:
-    """Rows as aligned columns; the first column to the left, the others to the right, under an optional header."""
+    """Rows as aligned columns: the first column to the left, the others to the right.
+
+    Args:
+        rows: The cells, row by row; all rows are of the same length.
+        header: The names of the columns, if they have names. A line of dashes stands below them.
+
+    Returns:
+        The lines, without spaces at their ends.
+    """
     lines = [list(header), *map(list, rows)] if header else [list(r) for r in rows]
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     text = [_line(line, widths) for line in lines]
@@ -41,25 +49,49 @@ def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None)
 
 
 def percent(share: float) -> str:
+    """A share as a percentage with two decimals.
+
+    Args:
+        share: A share of 1.
+
+    Returns:
+        A text such as "12.30 %".
+    """
     return f"{100 * share:.2f} %"
 
 
 def show(text: str) -> None:
-    """Print the lines of `text`, on the main process. Raises RunError where stdout takes nothing more."""
+    """Print a text, on the main process.
+
+    Args:
+        text: The lines to print. What could steer a terminal is escaped.
+
+    Raises:
+        RunError: stdout takes nothing more.
+    """
     if distributed.is_main():
         with _unless_full():
             print("\n".join(map(showable, text.split("\n"))), flush=True)
 
 
 def flush() -> None:
-    """Have everything printed. Raises RunError where stdout takes nothing more."""
+    """Have everything printed.
+
+    Raises:
+        RunError: stdout takes nothing more.
+    """
     with _unless_full():
         sys.stdout.flush()
 
 
 def complain(text: str) -> None:
-    """One line on stderr, its middle left out where it is endless. Where nobody can be told, nothing happens: no
-    warning ends the work it warns of."""
+    """Print one line on stderr.
+
+    Where nobody can be told, nothing happens: no warning ends the work it warns of.
+
+    Args:
+        text: The line. What could steer a terminal is escaped, and the middle of an endless line is left out.
+    """
     line = showable(text)
     with suppress(OSError):
         print(line if len(line) <= 1000 else f"{line[:600]} … {line[-300:]}", file=sys.stderr, flush=True)
@@ -67,10 +99,13 @@ def complain(text: str) -> None:
 
 @contextmanager
 def tolerant_streams() -> Iterator[None]:
-    """Within, stdout and stderr take every character, and are there even where the caller closed them.
+    """A block in which stdout and stderr take every character, and are there even where the caller closed them.
 
     What the encoding lacks is transliterated (σ to sigma) or escaped. What a full or broken stream still holds in the
     end is dropped, so that the interpreter does not stumble over it when it exits.
+
+    Yields:
+        Nothing.
     """
     codecs.register_error("mondeq.plain", _plain)
     with ExitStack() as undo:
@@ -88,18 +123,38 @@ def tolerant_streams() -> Iterator[None]:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
+    """Give a command the option --json.
+
+    Args:
+        parser: The parser of the command.
+    """
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE as JSON")
 
 
 def check_writable(*paths: Path | None) -> None:
-    """Raise RunError unless each file could be written now; on the main process. Nothing is made or changed."""
+    """Check that each file could be written now, on the main process. Nothing is made or changed.
+
+    Args:
+        *paths: The files. None is passed over.
+
+    Raises:
+        RunError: A file could not be written.
+    """
     for path in paths if distributed.is_main() else ():
         if path is not None:
             _check_writable(path)
 
 
 def save_json(path: Path | None, value: dict[str, Any]) -> None:
-    """Write `value` where --json asked for it, from the main process."""
+    """Write figures where --json asked for them, from the main process.
+
+    Args:
+        path: The file to make or to replace; None where nothing was asked for.
+        value: The figures.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
     if path is not None and distributed.is_main():
         write_json(path, value)
 

@@ -21,21 +21,50 @@ _FOLDER = "folder:"
 
 
 def portable(name: str) -> str:
-    """The name of a data set as config.json has it."""
+    """The name of a data set as config.json has it.
+
+    Args:
+        name: The name that the user gave, perhaps with the path of a folder of pictures.
+
+    Returns:
+        The name, in which a folder of pictures is without the folders above it.
+    """
     place = _pictures(name)
     return name if place is None else f"{_FOLDER}{place.name or 'pictures'}"
 
 
 def local(name: str, data_dir: Path | None) -> dict[str, str]:
-    """What local.json holds: the data set's name with its whole path, and the folder of its files, if there are any."""
+    """What local.json holds.
+
+    Args:
+        name: The name of the data set that the user gave.
+        data_dir: The folder of the files of the data set, if one was given.
+
+    Returns:
+        "data", the name with its whole path, if the data set is a folder of pictures, and "data_dir" if a folder was
+        given; nothing if there are no paths.
+    """
     place = _pictures(name)
     entries = {} if place is None else {"data": f"{_FOLDER}{place}"}
     return entries if data_dir is None else {**entries, "data_dir": str(_absolute(data_dir))}
 
 
 def find(run: Path, data_dir: Path | None) -> tuple[str, Path | None]:
-    """Name and folder of a run's data, to be loaded: from where they were when it was trained, unless `data_dir` says
-    otherwise. That is then also where its pictures are, or the folder that holds theirs. Raises ConfigError."""
+    """Name and folder of a run's data, to be loaded.
+
+    The data are where they were when the run was trained, unless `data_dir` says otherwise.
+
+    Args:
+        run: The run folder.
+        data_dir: Where the data are now. For a folder of pictures it is that folder, or the one that holds it.
+
+    Returns:
+        What `mondeq.data.load` takes: the name, and the folder of the files or None.
+
+    Raises:
+        ConfigError: The run names no data set, or where its pictures are is not known.
+        RunError: config.json or local.json cannot be read.
+    """
     config = read_json(run / CONFIG)
     training = config.get("training")
     if not isinstance(training, dict) or "data" not in training:

@@ -23,18 +23,27 @@ NAMES: tuple[str, ...] = ("digits", *SOURCES, f"{_FOLDER}PATH")
 
 
 def load(name: str, data_dir: str | Path | None = None, *, download: bool = True) -> Dataset:
-    """The data set called `name`, one of `NAMES`.
+    """The data set called `name`.
 
-    The files of a published data set are sought in one place: `data_dir` if given, else the directory named
-    by the environment variable MONDEQ_DATA, else this package's cache; there in the folder `name` first,
-    then in the place itself. What is absent is downloaded into the folder `name`, unless `download` is
-    false. Every file is compared with its published checksum before it is parsed, and none that a user placed is
-    ever changed.
-    A folder of pictures is decoded once and memory-mapped from the cache afterwards; of several processes,
-    let one load it first.
+    The files of a published data set are sought in one place: `data_dir` if given, else the directory named by the
+    environment variable MONDEQ_DATA, else this package's cache. There they are sought in the folder `name` first, then
+    in the place itself. What is absent is downloaded into the folder `name`. Every file is compared with its published
+    checksum before it is parsed, and none that a user placed is ever changed.
 
-    Raises `ConfigError` for an unknown name and `DataError` for what is missing, damaged or not as
-    published.
+    A folder of pictures is decoded once and memory-mapped from the cache afterwards. Of several processes, let one load
+    it first.
+
+    Args:
+        name: One of `NAMES`, such as "mnist". "folder:PATH" stands for the pictures under the directory or .zip PATH.
+        data_dir: The directory in which the files of a published data set are, or go. It must exist.
+        download: Whether missing files are downloaded. If false, a missing file is a `DataError`.
+
+    Returns:
+        The training and the test split, with the names of the classes.
+
+    Raises:
+        ConfigError: The name is unknown, or `data_dir` is no path.
+        DataError: `data_dir` does not exist, or a file is missing, damaged or not as published.
     """
     if not isinstance(name, str):
         raise ConfigError(f"`name` is {name!r}; it must be one of {', '.join(NAMES)}")

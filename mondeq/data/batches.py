@@ -12,7 +12,18 @@ from mondeq.errors import ConfigError
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """What `batches` returns. Each iteration is one epoch; `len` is the number of batches in it."""
+    """The batches of a split, as `batches` returns them.
+
+    Each iteration is one epoch, and `len` is the number of batches in it.
+
+    Attributes:
+        split: The images and labels that are cut into batches.
+        batch_size: The number of samples of a batch; the last one may have fewer.
+        generator: What the permutation of every epoch is drawn from; None if the samples come in order.
+        device: Where the batches are.
+        rank: The number of this process among `world_size` processes.
+        world_size: The number of processes that share the split.
+    """
 
     split: Split
     batch_size: int
@@ -66,16 +77,29 @@ def batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Batches:
-    """Batches on `device`: images float32 (B, C, H, W) in [0, 1], labels int64 (B,); the last may be smaller.
+    """Cut a split into batches on `device`: images float32 (B, C, H, W) in [0, 1], and labels int64 (B,).
 
-    With a `generator` every epoch is a new permutation drawn from it. Give the generators of all ranks the
-    same seed: they then draw the same permutation, of which each rank takes an equal number of samples
-    (fewer than `world_size` of them come twice to make that possible), so that ranks which meet at every
-    step never wait in vain. Without a generator the samples come in order, each exactly once: rank after
-    rank gives the split back.
+    With a `generator` every epoch is a new permutation drawn from it. Give the generators of all ranks the same seed:
+    they then draw the same permutation, of which each rank takes an equal number of samples (fewer than `world_size` of
+    them come twice to make that possible), so that ranks which meet at every step never wait in vain. Without a
+    generator the samples come in order, each exactly once: rank after rank gives the split back.
 
-    Images are converted batch by batch; the tensors are new and may be written to. Raises `ConfigError`
-    when `batch_size`, `rank` or `world_size` is no whole number or out of range, and for arguments of another kind.
+    Images are converted batch by batch. The tensors are new and may be written to.
+
+    Args:
+        split: The images and labels to cut, such as `dataset.train`.
+        batch_size: The number of samples of a batch, at least 1. The last batch may be smaller.
+        generator: What the permutations are drawn from. Without it there are none.
+        device: Where the batches shall be.
+        rank: The number of this process, at least 0 and less than `world_size`.
+        world_size: The number of processes that share the split, at least 1.
+
+    Returns:
+        An iterable of pairs (images, labels). Each iteration over it is one epoch.
+
+    Raises:
+        ConfigError: `batch_size`, `rank` or `world_size` is no whole number or is out of range, or another argument is
+            of another kind.
     """
     if not isinstance(split, Split):
         raise ConfigError(f"`split` is a {type(split).__name__}; it must be a `Split`, such as `dataset.train`")

@@ -23,10 +23,19 @@ _RECORD_BYTES = 1 + 3 * 32 * 32
 
 
 def read_splits(found: Sequence[Found], sizes: tuple[int, int], classes: int) -> tuple[Split, Split]:
-    """Train and test from the archive, or from the six files in it; a training file holds `sizes[0]` / 5 images.
+    """Training and test split from the archive, or from the six files in it.
 
-    Raises `DataError` when one of the six files is missing, not as published or of the wrong length, or a label names
-    none of the classes.
+    Args:
+        found: The archive alone, or the six files.
+        sizes: The numbers of training and test images. Each of the five training files holds `sizes[0]` / 5 images.
+        classes: The number of classes.
+
+    Returns:
+        The training and the test split.
+
+    Raises:
+        DataError: One of the six files is missing, not as published or of the wrong length, or a label names none of
+            the classes.
     """
     train, test = (_unfilled(size) for size in sizes)
     share = sizes[0] // len(_TRAIN)

@@ -18,7 +18,15 @@ CHUNK_BYTES = 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images, uint8 (N, C, H, W), and their labels, int64 (N,). Raises `DataError` for any other tensors."""
+    """Images and their labels.
+
+    Args:
+        images: The images, uint8 (N, C, H, W), with at least one pixel.
+        labels: Their labels, int64 (N,).
+
+    Raises:
+        DataError: The tensors are of another type, dtype or shape, or there are no images.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -41,9 +49,16 @@ class Split:
 class Dataset:
     """A training and a test split of images of one shape; label k means `classes[k]`.
 
-    The names of the classes are kept in the Unicode form NFC, in which equal names are equal strings. Raises
-    `DataError` when they are not different, showable names, the image shapes of the splits differ or a label names no
-    class.
+    Args:
+        name: What messages call the data set.
+        train: The split to learn from.
+        test: The split to judge by. Its images have the shape of those of `train`.
+        classes: The names of the classes, different and showable. They are kept in the Unicode form NFC, in which equal
+            names are equal strings.
+
+    Raises:
+        DataError: The names of the classes are not different, showable names, the image shapes of the splits differ, or
+            a label names no class.
     """
 
     name: str
@@ -69,7 +84,10 @@ class Dataset:
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Their standard deviation (dividing by N, not N − 1), on that scale; 0 for a constant channel."""
+        """The standard deviation of the training pixels of each channel, on the scale [0, 1].
+
+        It divides by N, not N − 1, and is 0 for a constant channel.
+        """
         return self._moments[1]
 
     @cached_property
@@ -83,7 +101,16 @@ class Dataset:
 
 
 def check_labels(labels: torch.Tensor, classes: int, where: str) -> None:
-    """Raise `DataError`, beginning with `where`, if a label is outside 0 … classes − 1."""
+    """Check that every label names a class.
+
+    Args:
+        labels: Whole numbers (N,).
+        classes: The number of classes.
+        where: What the message begins with.
+
+    Raises:
+        DataError: A label is outside 0 … classes − 1.
+    """
     wrong = ((labels < 0) | (labels >= classes)).nonzero()
     if len(wrong):
         position = int(wrong[0])
@@ -92,7 +119,18 @@ def check_labels(labels: torch.Tensor, classes: int, where: str) -> None:
 
 
 def class_names(names: object, where: str) -> tuple[str, ...]:
-    """The names in the form NFC; a `DataError`, beginning with `where`, unless they are different and showable."""
+    """The names of the classes in the Unicode form NFC.
+
+    Args:
+        names: A tuple or list of texts.
+        where: What the message begins with.
+
+    Returns:
+        The names, in their order.
+
+    Raises:
+        DataError: `names` is no tuple or list of texts, or the names are not different and showable.
+    """
     if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{where}: `classes` is {names!r}; it must be a tuple of names, one per class")
     classes = tuple(unicodedata.normalize("NFC", name) for name in names)

@@ -57,11 +57,22 @@ class _OtherSize(Exception):
 
 
 def stored_pictures(file: Path, sizes: Mapping[str, int], opened: Opener, where: Path) -> Pixels:
-    """The pictures as uint8 (N, C, H, W), mapped from `file`, which is written first unless there and whole.
+    """The pixels of the pictures, mapped from `file`, which is written first unless it is there and whole.
 
-    The mapping is private: what is written to the array stays in memory. The names in `sizes`, which gives the bytes of
-    their files, are opened by `opened`, called from several threads; one that cannot be used raises a `DataError` that
-    begins with `where` and its name.
+    The mapping is private: what is written to the array stays in memory.
+
+    Args:
+        file: The .npy file in which the pixels are kept.
+        sizes: The names of the pictures, with the bytes of their files.
+        opened: Opens a picture by its name for reading bytes. It is called from several threads.
+        where: What messages begin with.
+
+    Returns:
+        The pixels, uint8 (N, C, H, W), in the order of `sizes`. C is 1 if all pictures are grey, else 3.
+
+    Raises:
+        DataError: A picture cannot be used, or the pixels cannot be stored. The message begins with `where` and, for a
+            picture, its name.
     """
     with suppress(Exception):  # absent, or not what was meant to be stored, in whatever way
         return _mapped(file, len(sizes))
@@ -77,11 +88,22 @@ def stored_pictures(file: Path, sizes: Mapping[str, int], opened: Opener, where:
 
 
 def decode(content: bytes, mode: str, size: tuple[int, int] | None = None) -> Pixels:
-    """One PNG or JPEG file as uint8 (C, H, W), upright, in the mode "L" or "RGB". Colour profiles are not applied.
+    """One PNG or JPEG file, decoded and set upright. Colour profiles are not applied.
 
-    Raises `DataError`, to be preceded by the name of the file, when it is damaged, transparent or of more than 8 bits,
-    and `_ColourFound` when it has colour and the mode has none. With `size`, (width, height), a picture of another one
-    raises `_OtherSize`, and is decoded before that only if it may be one to be turned.
+    Args:
+        content: The bytes of the file.
+        mode: "L" for one grey channel or "RGB" for three.
+        size: The (width, height) that the picture must have, if it is known. A picture of another size is decoded
+            before it is refused only if it may be one to be turned.
+
+    Returns:
+        The pixels, uint8 (C, H, W).
+
+    Raises:
+        DataError: The picture is damaged, transparent or of more than 8 bits. The message is to be preceded by the name
+            of the file.
+        _ColourFound: The picture has colour and the mode has none.
+        _OtherSize: The picture is not of `size`.
     """
     with foreign("is damaged or too large"):
         image = _opened(content)

@@ -13,7 +13,11 @@ _TEST_SHARE = 0.2
 
 
 def load_digits() -> Dataset:
-    """The digits, their ink 0 … 16 stretched to 0 … 255. The test split is a fixed fifth of each class."""
+    """The digits, their ink 0 … 16 stretched to 0 … 255.
+
+    Returns:
+        The data set "digits". Its test split is a fixed fifth of each class.
+    """
     from sklearn import (
         datasets,
     )  # here: this import takes a second, needed by no other data set

@@ -25,16 +25,28 @@ _PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
 
 
 def cache_directory() -> Path:
-    """Where this package keeps what it downloads and decodes, by the custom of the operating system."""
+    """The folder in which this package keeps what it downloads and decodes, by the custom of the operating system.
+
+    Returns:
+        The path of the folder, which need not exist yet.
+    """
     return Path(pooch.os_cache("mondeq"))
 
 
 @contextmanager
 def foreign(complaint: str) -> Iterator[None]:
-    """Around all reading of files that others made: any failure becomes a `DataError`, `complaint` with the reason.
+    """A block around all reading of files that others made: any failure in it becomes a `DataError`.
+     No list of exceptions is complete: parsers of damaged files fail in ways that they do not document. What says
+    nothing about the file passes: an interruption, a lack of memory, this package's own errors.
 
-    No list of exceptions is complete: parsers of damaged files fail in ways that they do not document. The original is
-    the cause. What says nothing about the file passes: an interruption, a lack of memory, this package's own errors.
+    Args:
+        complaint: What the message begins with; the reason follows in brackets.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        DataError: The block failed. The original error is its cause.
     """
     try:
         yield
@@ -46,7 +58,17 @@ def foreign(complaint: str) -> Iterator[None]:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """The file, opened for reading bytes. A pipe, which would wait for a writer, or a device is refused unopened."""
+    """The file, opened for reading bytes. A pipe, which would wait for a writer, or a device is refused unopened.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The open file.
+
+    Raises:
+        DataError: The file cannot be opened, or is a pipe, a socket or a device.
+    """
     with foreign(f"{path} cannot be read"):
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a directory fails with the better message
@@ -56,10 +78,19 @@ def open_file(path: Path) -> BinaryIO:
 
 @contextmanager
 def open_contents(path: Path) -> Iterator[BinaryIO]:
-    """What is inside the file: decompressed if it begins as gzip does, whatever its name.
+    """A block with what is inside the file: decompressed if it begins as gzip does, whatever its name.
 
-    (Some servers decompress on the way, and leave the name as it was.) Raises `DataError` naming the file
-    when it turns out, while the block reads it, to be unreadable, truncated or damaged.
+    Some servers decompress on the way, and leave the name as it was.
+
+    Args:
+        path: The file.
+
+    Yields:
+        The contents, opened for reading bytes.
+
+    Raises:
+        DataError: The file turns out, while the block reads it, to be unreadable, truncated or damaged. The
+            message names it.
     """
     with open_file(path) as raw, foreign(f"{path} is truncated or damaged; delete it and get it again"):
         packed = raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
@@ -72,14 +103,28 @@ def open_contents(path: Path) -> Iterator[BinaryIO]:
 
 
 def pieces(stream: BinaryIO) -> Iterator[bytes]:
-    """The rest of the stream, a mebibyte at a time."""
+    """The rest of a stream, a mebibyte at a time.
+
+    Args:
+        stream: A stream that is open for reading bytes.
+
+    Yields:
+        The next bytes; the last piece may be shorter.
+    """
     while piece := stream.read(_PIECE_BYTES):
         yield piece
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` for the block to write; it becomes `path` only if the block succeeds."""
+    """A block with a temporary file beside `path` for it to write. The file becomes `path` only if the block succeeds.
+
+    Args:
+        path: The file to make or to replace.
+
+    Yields:
+        The path of the temporary file.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     with _claimed(temporary):
         try:
@@ -92,7 +137,11 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Delete what killed processes left half-written in `folder`, and nothing that a living one is writing."""
+    """Delete what killed processes left half-written in a folder, and nothing that a living process is writing.
+
+    Args:
+        folder: The folder, which need not exist.
+    """
     for path in folder.glob(".*.partial"):
         if _PARTIAL.fullmatch(path.name):
             # The writer's lock ends with the writer. Where files cannot be locked, or deleted while open, they stay.

@@ -29,13 +29,22 @@ _STORED_FORMAT = 2
 
 
 def load_folder(name: str, path: Path) -> Dataset:
-    """The pictures under `path` as the data set `name`; its classes are the folders in train/, sorted.
+    """The pictures under `path` as a data set. Its classes are the folders in train/, sorted.
 
     Grey pictures give one channel; if any picture has colour, all become RGB. Hidden files, those of operating systems,
     and whatever lies beside train/ and test/, are passed over. The pixels are kept in the cache under the path and the
     names, sizes and times (in a zip: checksums) of the pictures, so that a changed folder is decoded anew.
 
-    Raises `DataError` naming the first file that is out of place, undecodable or not of the common size.
+    Args:
+        name: What the data set shall be called.
+        path: A directory or a .zip with train/<class>/ and test/<class>/.
+
+    Returns:
+        The data set. Its images are memory-mapped from the cache.
+
+    Raises:
+        DataError: The path does not exist or cannot be read, or a file is out of place, undecodable or not of the
+            common size. The message names the first such file.
     """
     path = Path(os.path.expanduser(path))
     with _open_tree(path) as tree:

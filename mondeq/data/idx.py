@@ -20,10 +20,19 @@ _UNSIGNED_BYTES = 8
 
 
 def read_splits(found: Sequence[Found], sizes: tuple[int, int], classes: int) -> tuple[Split, Split]:
-    """Train and test from (training images, training labels, test images, test labels), plain or gzip.
+    """Training and test split from four files, plain or gzip.
 
-    Raises `DataError` when a file is not the published one, is malformed or has not as many entries as `sizes` says,
-    or a label names none of the classes.
+    Args:
+        found: The training images, training labels, test images and test labels.
+        sizes: The numbers of training and test images.
+        classes: The number of classes.
+
+    Returns:
+        The training and the test split.
+
+    Raises:
+        DataError: A file is not the published one, is malformed or has not as many entries as `sizes` says, or a label
+            names none of the classes.
     """
     train_images, train_labels, test_images, test_labels = found
     return (
@@ -33,7 +42,18 @@ def read_splits(found: Sequence[Found], sizes: tuple[int, int], classes: int) ->
 
 
 def read_idx(found: Found, dims: int) -> torch.Tensor:
-    """The values as a uint8 tensor with `dims` dimensions; `DataError` if the file is anything else."""
+    """The values of an IDX file of bytes.
+
+    Args:
+        found: The file, plain or gzip.
+        dims: The number of dimensions that the values must have.
+
+    Returns:
+        The values, uint8, with `dims` dimensions.
+
+    Raises:
+        DataError: The file is anything else.
+    """
     content = found.read()
     if content.getbuffer()[: len(GZIP_MAGIC)] == GZIP_MAGIC:
         with foreign(f"{found.where} is truncated or damaged; get it again"):

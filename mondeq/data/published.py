@@ -32,9 +32,15 @@ Covered = Literal["contents", "file"]
 
 @dataclass(frozen=True)
 class Form:
-    """A form in which published bytes come: a file `name`, the size of what is covered, and its checksum.
+    """A form in which published bytes come.
 
-    The checksum is a SHA-256 (64 digits), or an MD5 (32 digits) where nobody published a SHA-256.
+    Args:
+        name: The name of the file.
+        size: The number of bytes of what is covered.
+        checksum: The checksum of what is covered: a SHA-256 (64 digits), or an MD5 (32 digits) where nobody published a
+            SHA-256.
+        covers: What size and checksum are those of: "file", the file as it is, or "contents", which survive being
+            packed anew.
     """
 
     name: str
@@ -45,7 +51,12 @@ class Form:
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One file as its publisher offers it, and the file or files that unpacking it gives."""
+    """One file as its publisher offers it, and what unpacking it gives.
+
+    Args:
+        offered: The file that is downloaded.
+        unpacked: The file or files that unpacking it gives, which a user may have instead.
+    """
 
     offered: Form
     unpacked: tuple[Form, ...] = ()
@@ -53,7 +64,14 @@ class PublishedFile:
 
 @dataclass(frozen=True)
 class Found:
-    """A file that should hold the bytes of `form`, which belong to the data set `dataset`; messages call it `where`."""
+    """A file that should hold the bytes of a form.
+
+    Args:
+        path: Where the file is.
+        form: What it should hold.
+        dataset: The name of the data set that it belongs to.
+        where: What messages call the file.
+    """
 
     path: Path
     form: Form
@@ -63,7 +81,14 @@ class Found:
     def read(self) -> io.BytesIO:
         """The bytes that `form` covers, in memory: those that are parsed are those that were verified.
 
-        No more is read than was published. Raises `DataError` when they differ; that is the user's to resolve.
+        No more is read than was published.
+
+        Returns:
+            The bytes, at their beginning.
+
+        Raises:
+            DataError: The file cannot be read, or its bytes are not those that were published, which is the user's to
+                resolve.
         """
         form, content = self.form, io.BytesIO()
         algorithm = "sha256" if len(form.checksum) == 64 else "md5"
@@ -93,9 +118,15 @@ Reader = Callable[[Sequence[Found], tuple[int, int], int], tuple[Split, Split]]
 
 @dataclass(frozen=True)
 class Source:
-    """A published data set. A file's address is a mirror (which ends in /) followed by the file's name.
+    """A published data set.
 
-    `sizes` are the numbers of training and test images.
+    Args:
+        files: The files of the data set.
+        mirrors: Where they are offered, tried in this order. A file's address is a mirror, which ends in /, followed by
+            the file's name.
+        sizes: The numbers of training and test images.
+        classes: The names of the classes.
+        read: What makes the two splits of the files.
     """
 
     files: tuple[PublishedFile, ...]
@@ -106,9 +137,17 @@ class Source:
 
 
 def data_root(data_dir: str | Path | None) -> Path:
-    """The directory to look in: `data_dir`, else $MONDEQ_DATA, else the cache of this package.
+    """The directory in which data are sought: `data_dir`, else $MONDEQ_DATA, else the cache of this package.
 
-    Raises `DataError` when one of the first two is given and does not exist: no mistyped name is created.
+    Args:
+        data_dir: A directory that exists, or None.
+
+    Returns:
+        The directory. The cache alone need not exist yet.
+
+    Raises:
+        ConfigError: `data_dir` is no path.
+        DataError: One of the first two is given and does not exist: no mistyped name is created.
     """
     argument, given = "data_dir", data_dir
     if given is None:
@@ -124,10 +163,22 @@ def data_root(data_dir: str | Path | None) -> Path:
 
 
 def obtain(name: str, source: Source, root: Path, *, download: bool) -> list[Found]:
-    """The source's files, sought in root/name and root, downloaded into root/name. Reading them verifies them.
+    """The files of a source, sought in root/name and in root, and downloaded into root/name.
 
-    Raises `DataError` when files are missing and `download` is false, when only a part of what unpacking gives is
-    there, and when no mirror delivers.
+    Reading them verifies them.
+
+    Args:
+        name: The name of the data set.
+        source: What it consists of.
+        root: The directory to look in, as `data_root` gives it.
+        download: Whether missing files are downloaded.
+
+    Returns:
+        The files, in the order of `source.files`; for a file that is there unpacked, what unpacking it gave.
+
+    Raises:
+        DataError: Files are missing and `download` is false, only a part of what unpacking gives is there, or no mirror
+            delivers.
     """
     remove_abandoned(root / name)
     places = {file: _find(name, file, (root / name, root)) for file in source.files}

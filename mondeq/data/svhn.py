@@ -14,7 +14,19 @@ _SIDES = (32, 32, 3)
 
 
 def read_splits(found: Sequence[Found], sizes: tuple[int, int], classes: int) -> tuple[Split, Split]:
-    """Train and test from two files. Raises `DataError` for one that is not as published, damaged or misshapen."""
+    """Training and test split from two files.
+
+    Args:
+        found: The file of the training images and that of the test images.
+        sizes: The numbers of training and test images.
+        classes: The number of classes.
+
+    Returns:
+        The training and the test split.
+
+    Raises:
+        DataError: A file is not as published, damaged or misshapen.
+    """
     train, test = (_read(file, size, classes) for file, size in zip(found, sizes, strict=True))
     return train, test
 
