@@ -38,7 +38,7 @@ class ForwardBackward(SteppedSolver):
 class _ForwardBackward(Iteration):
     def __init__(self, problem: Inclusion, alpha: float) -> None:
         self.problem, self.alpha = problem, alpha
-        self.prox = problem.prox.prox_at(alpha)
+        self.prox = problem.prox.proximal_at(alpha)
         self.rate = problem.operator.distance_bound(1 / alpha)
         self.rounding = hidden_share(problem.operator, 1 / (alpha * problem.operator.norm_bound))
 

@@ -37,7 +37,7 @@ class ForwardBackwardForward(SteppedSolver):
 class _ForwardBackwardForward(Iteration):
     def __init__(self, problem: Inclusion, alpha: float) -> None:
         self.problem, self.alpha = problem, alpha
-        self.prox = problem.prox.prox_at(alpha)
+        self.prox = problem.prox.proximal_at(alpha)
         self.rounding = hidden_share(problem.operator, 1 / (alpha * problem.operator.norm_bound))
 
     def init(self, guess: Tensor | None) -> Tensor:

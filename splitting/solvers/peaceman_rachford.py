@@ -54,7 +54,7 @@ class _PeacemanRachford(Iteration):
 
     def __init__(self, problem: Inclusion, alpha: float) -> None:
         self.problem, self.alpha = problem, alpha
-        self.prox = problem.prox.prox_at(alpha)
+        self.prox = problem.prox.proximal_at(alpha)
         self.resolvent = problem.operator.resolvent(alpha)
         source = problem.operator.arranged(problem.source)
         self.shift = torch.mul(source, alpha, out=recycled(source))

@@ -66,7 +66,7 @@ def test_residual_bounds_the_backward_error(operator: str, activation: str) -> N
         r = (solution.residual + 1e-9) * scale
         assert (A.strong_monotonicity * (example.distance(z) - example.uncertainty) <= r).all()
         for beta in (1e-2 * A.typical_step, A.typical_step):
-            assert (A.norm(z - prox.prox(z - beta * (A.apply(z) - c), beta)) <= beta * r).all()
+            assert (A.norm(z - prox.proximal(z - beta * (A.apply(z) - c), beta)) <= beta * r).all()
 
 
 @each_solver
@@ -388,7 +388,7 @@ def test_stepping_by_hand(solver: str, operator: str) -> None:
         residual = solution.residual - iteration.rounding
         torch.testing.assert_close(residual * (A.norm_bound * A.norm(value) + A.norm(c)), gap, rtol=1e-6, atol=1e-9)
         beta = 0.1 * A.typical_step
-        moved = A.norm(value - prox.prox(value - beta * (A.apply(value) - c), beta))
+        moved = A.norm(value - prox.proximal(value - beta * (A.apply(value) - c), beta))
         assert (moved <= beta * (gap * (1 + 1e-9) + 1e-9)).all()
     assert all(torch.equal(t, copy) for t, copy in zip(inputs, copies, strict=True))
 
