@@ -70,8 +70,8 @@ def check_activation(activation: Activation, *, low: float = -20.0, high: float 
     wrong = (slope[1:-1] < below - 1e-2) | (slope[1:-1] > above + 1e-2)
     _require(~wrong.any(), activation, "has a derivative that is not its slope", y[1:-1][wrong])
     # Between neighbours, and over the whole grid.
-    for low, high in ((y[:-1], y[1:]), (y[:1].expand(points - 1), y[-1:].expand(points - 1))):
-        lower, upper = activation.slopes(low, high)
+    for start, end in ((y[:-1], y[1:]), (y[:1].expand(points - 1), y[-1:].expand(points - 1))):
+        lower, upper = activation.slopes(start, end)
         missed = (secant < lower - 1e-12) | (secant > upper + 1e-12)
         _require(~missed.any(), activation, "has slopes that leave out a secant", y[:-1][missed])
     for alpha in (0.01, 0.5, 1.0, 3.0, 100.0):

@@ -85,14 +85,14 @@ def test_every_solver_converges(solver: str, activation: str) -> None:
 @st.composite
 def valid_solvers(draw: st.DrawFn, operator: splitting.Operator) -> Solver:
     """Any method with any step inside its theorem, accelerated or not."""
-    m, lipschitz = operator.strong_monotonicity, operator.lipschitz
-    free = log_uniform(0.1 / lipschitz, 10 / lipschitz)
-    inside = st.floats(0.05, 0.95)
-    methods = [st.builds(splitting.PeacemanRachford, free), st.builds(splitting.DouglasRachford, free)]
-    if m > 0:
-        methods.append(inside.map(lambda t: splitting.ForwardBackward(t * 2 * m / lipschitz**2)))
-        methods.append(inside.map(lambda t: splitting.ForwardBackwardForward(t / lipschitz)))
-    method = draw(st.one_of(methods))
+    kinds = [splitting.PeacemanRachford, splitting.DouglasRachford]
+    if operator.strong_monotonicity > 0:
+        kinds += [splitting.ForwardBackward, splitting.ForwardBackwardForward]
+    kind = draw(st.sampled_from(kinds))
+    low, high = kind().admissible(operator)
+    free = log_uniform(0.1 / operator.lipschitz, 10 / operator.lipschitz)
+    share = st.floats(0.05, 0.95)
+    method = kind(draw(free if high == math.inf else share.map(lambda t: low + t * (high - low))))
     return draw(st.one_of(st.just(method), st.builds(splitting.Anderson, st.just(method), st.integers(1, 6))))
 
 
@@ -230,13 +230,35 @@ def test_observed_rate_is_the_spectral_radius(method: type[Solver], skew: float,
     torch.testing.assert_close(observed, torch.full_like(observed, expected), rtol=1e-3, atol=0)
 
 
+@each_operator
+def test_admissible_steps_are_those_of_the_theorems(operator: str) -> None:
+    """Below 2m/L² for forward–backward, below 1/L for forward–backward–forward, any for those with a resolvent."""
+    A = SMALL_OPERATORS[operator](torch.float64)
+    limits = {
+        splitting.ForwardBackward(): 2 * A.strong_monotonicity / A.lipschitz**2,
+        splitting.ForwardBackwardForward(): 1 / A.lipschitz,
+        splitting.PeacemanRachford(): math.inf,
+        splitting.DouglasRachford(): math.inf,
+    }
+    for solver, limit in limits.items():
+        low, high = solver.admissible(A)
+        assert (low, high) == (0, pytest.approx(limit, rel=1e-15))
+        assert low < solver.chosen_step(A) < high
+        assert splitting.Anderson(solver).admissible(A) == (low, high)
+
+
+@pytest.mark.parametrize("solver", [splitting.Iterate(), splitting.Broyden(), splitting.Anderson(splitting.Iterate())])
+def test_methods_without_a_step_say_so(solver: Solver) -> None:
+    with pytest.raises(splitting.InvalidType, match="has no step α"):
+        solver.admissible(splitting.DenseOperator(monotone(3)))
+
+
 @pytest.mark.parametrize("method", [splitting.ForwardBackward, splitting.ForwardBackwardForward])
 @each_operator
 def test_steps_are_limited_by_the_theorem(method: type[Solver], operator: str) -> None:
-    """Below 2m/L² for forward–backward and 1/L for forward–backward–forward, not there or beyond; "auto" is inside."""
+    """Inside of what is admissible, not at its end or beyond; "auto" is inside."""
     problem = known(operator, "ReLU").problem
-    m, lipschitz = problem.operator.strong_monotonicity, problem.operator.lipschitz
-    limit = 2 * m / lipschitz**2 if method is splitting.ForwardBackward else 1 / lipschitz
+    _, limit = method().admissible(problem.operator)
     for solver in (method(0.999 * limit), method()):
         attempt(problem, solver, max_steps=1)
     for step in (limit, 1.001 * limit):
@@ -252,6 +274,8 @@ def test_forward_methods_need_strong_monotonicity(method: type[Solver], m: float
     problem = splitting.Inclusion(A, torch.ones(1, 2, dtype=torch.float64), splitting.ReLU())
     with pytest.raises(splitting.InvalidArgument, match=f"needs a strongly monotone `operator`.*≥ {m:.3g};"):
         attempt(problem, method(0.1))
+    with pytest.raises(splitting.InvalidArgument, match="needs a strongly monotone `operator`"):
+        method().admissible(A)
 
 
 @each_operator
@@ -261,7 +285,7 @@ def test_the_automatic_steps_are_those_that_are_stated(operator: str) -> None:
     A = problem.operator
     stated = {
         splitting.ForwardBackward: A.strong_monotonicity / A.lipschitz**2,
-        splitting.ForwardBackwardForward: 0.9 / A.lipschitz,
+        splitting.ForwardBackwardForward: 0.9 * (1 / A.lipschitz),
         splitting.PeacemanRachford: A.typical_step,
         splitting.DouglasRachford: A.typical_step,
     }
