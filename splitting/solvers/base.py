@@ -99,9 +99,7 @@ class Solver(ABC):
             InvalidType: If the method has no step α.
             InvalidArgument: If no step is admissible, because the theorem needs m > 0 and that is not proved.
         """
-        raise InvalidType(
-            f"`{type(self).__name__}` has no step α that depends on an `operator`; there is none to choose"
-        )
+        raise InvalidType(f"{type(self).__name__} has no step α, so no `operator` limits it; there is none to choose")
 
     def tuned(self, operator: Operator) -> Self:
         """This solver with a step worth its cost when many problems share an operator.
