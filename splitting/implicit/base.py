@@ -66,7 +66,11 @@ class Options:
         return solution.value
 
     def of_adjoint(self) -> Options:
-        """The options of the linear problem that differentiating leads to: another tolerance and role, no guess."""
+        """The options of the linear problem that differentiating leads to.
+
+        Returns:
+            These with the backward tolerance and role, and without a guess.
+        """
         return replace(self, tol=self.backward_tol, initial=None, role="backward")
 
 

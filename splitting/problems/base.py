@@ -42,11 +42,19 @@ class Problem(ABC):
 
     @abstractmethod
     def frozen(self) -> Problem:
-        """This problem for a computation during which its tensors keep their values, and without a graph."""
+        """This problem for a computation during which its tensors keep their values, and without a graph.
+
+        Returns:
+            A problem on the same memory.
+        """
 
     @abstractmethod
     def snapshot(self) -> Problem:
-        """This problem on copies of its tensors, which no change of these reaches."""
+        """This problem for as long as one likes.
+
+        Returns:
+            A problem on copies of the tensors, which no change of these reaches.
+        """
 
     @abstractmethod
     def scale(self) -> Callable[[Tensor], Tensor]:

@@ -95,19 +95,21 @@ class Inclusion(Problem):
         return image, self.operator.distance_bound(1.0) * self.norm(image - z)
 
     def frozen(self) -> Inclusion:
-        """This problem for a computation during which its tensors keep their values, and without a graph."""
         operator = self.operator.rebind(*(t.detach() for t in self.operator.tensors))
         prox = self.prox.rebind(*(t.detach() for t in self.prox.tensors))
         return Inclusion(operator, self.source.detach(), prox)
 
     def snapshot(self) -> Inclusion:
-        """This problem on copies of its tensors, which no change of these reaches."""
         # What is no differentiable tensor of an activation, such as a mask, may change as well.
         prox = copy.deepcopy(self.prox.rebind(*(t.detach() for t in self.prox.tensors)))
         return Inclusion(self.operator.snapshot(), self.source.detach().clone(), prox)
 
     def double(self) -> Inclusion:
-        """The same numbers in float64."""
+        """The same numbers in float64.
+
+        Returns:
+            A problem without a graph.
+        """
         prox = self.prox.rebind(*(t.double() for t in self.prox.tensors))
         return Inclusion(self.operator.double(), self.source.detach().double(), prox)
 

@@ -71,7 +71,15 @@ def squared_sech(low: Tensor, high: Tensor) -> Slopes:
 
 
 def around(lower: Tensor, upper: Tensor) -> Slopes:
-    """Ends in [0, 1] moved apart, inside of it, by what a few operations and one exponential may have rounded."""
+    """Ends moved apart by what a few operations and one exponential may have rounded, inside of [0, 1].
+
+    Args:
+        lower: Computed lower ends, in float64.
+        upper: Computed upper ends, in float64.
+
+    Returns:
+        Ends of an interval that holds the exact one.
+    """
     margin = 8 * UNDERFLOW
     return (lower * (1 - _RELATIVE) - margin).clamp_min(0), (upper * (1 + _RELATIVE) + margin).clamp_max(1)
 
