@@ -246,7 +246,7 @@ def test_slopes_are_proved(activation: str, dtype: torch.dtype, data: st.DataObj
         (splitting.Softplus(), -math.inf, math.inf, (0, 1)),
         (splitting.Scale(torch.tensor(0.5)), -1, 1, (0.5, 0.5)),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__ if isinstance(value, splitting.Activation) else str(value),
 )
 def test_known_slopes(activation: splitting.Activation, low: float, high: float, expected: tuple[float, float]) -> None:
     """At kinks, at infinity and at single points; the smooth ones come as near to 0 as rounding outward allows."""
