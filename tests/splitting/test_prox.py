@@ -133,7 +133,8 @@ def inside(low: Tensor, high: Tensor) -> Tensor:
     low, high = low.clamp(-200, 200), high.clamp(-200, 200)
     near = 2.0 ** torch.arange(-40.0, -2, dtype=torch.float64)
     share = torch.cat([torch.zeros(1), near, torch.linspace(0.25, 0.75, 2001), 1 - near.flip(0), torch.ones(1)])
-    return low + (high - low) * share.double()[:, None]
+    # Rounding must not lead out of it, across a kink.
+    return (low + (high - low) * share.double()[:, None]).clamp(low, high)
 
 
 def secants(sigma: splitting.Activation, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,7 +145,7 @@ def secants(sigma: splitting.Activation, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @everywhere
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(intervals=intervals_of(fine))
 def test_slopes_hold_every_secant(activation: str, intervals: list[list[float]]) -> None:
     """Of neighbours as of points far apart, since the slope between these is a mean of slopes between those."""
@@ -157,7 +158,7 @@ def test_slopes_hold_every_secant(activation: str, intervals: list[list[float]])
 
 
 @closed
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(intervals=intervals_of(coarse))
 def test_slopes_are_attained(activation: str, intervals: list[list[float]]) -> None:
     """The ends are those of σ′, up to how much that changes between two points of the grid, of which |σ″| < 1."""
@@ -197,7 +198,7 @@ EXACT: dict[str, tuple[splitting.Activation, Callable[[Decimal], Decimal]]] = {
 
 @pytest.mark.parametrize("activation", EXACT)
 @all_dtypes
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_slopes_are_proved(activation: str, dtype: torch.dtype, data: st.DataObject) -> None:
     """Not up to rounding: secants of the exact σ with more digits than cancel, between neighbours of the format too."""
