@@ -31,7 +31,8 @@ class ForwardBackward(SteppedSolver):
 
     def admissible(self, operator: Operator) -> tuple[float, float]:
         m = proved_monotonicity(operator, type(self).__name__)
-        return 0.0, 2 * m / (operator.lipschitz * operator.lipschitz)
+        # In two divisions, since L² may leave the numbers where 2m/L² is an ordinary one.
+        return 0.0, 2 * m / operator.lipschitz / operator.lipschitz
 
     def automatic_step(self, operator: Operator) -> float:
         _, limit = self.admissible(operator)

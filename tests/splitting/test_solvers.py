@@ -242,9 +242,17 @@ def test_admissible_steps_are_those_of_the_theorems(operator: str) -> None:
     }
     for solver, limit in limits.items():
         low, high = solver.admissible(A)
-        assert (low, high) == (0, pytest.approx(limit, rel=1e-15))
+        assert (low, high) == (0, pytest.approx(limit, rel=1e-14))
         assert low < solver.chosen_step(A) < high
         assert splitting.Anderson(solver).admissible(A) == (low, high)
+
+
+@pytest.mark.parametrize("size", [1e-170, 1e170])
+def test_admissible_steps_at_every_scale(size: float) -> None:
+    """Where L² overflows or vanishes, too."""
+    A = splitting.DenseOperator(size * torch.eye(2, dtype=torch.float64))
+    _, limit = splitting.ForwardBackward().admissible(A)
+    assert limit == pytest.approx(2 / size, rel=1e-6)
 
 
 @pytest.mark.parametrize("solver", [splitting.Iterate(), splitting.Broyden(), splitting.Anderson(splitting.Iterate())])
@@ -284,7 +292,7 @@ def test_the_automatic_steps_are_those_that_are_stated(operator: str) -> None:
     problem = known(operator, "ReLU").problem
     A = problem.operator
     stated = {
-        splitting.ForwardBackward: A.strong_monotonicity / A.lipschitz**2,
+        splitting.ForwardBackward: A.strong_monotonicity / A.lipschitz / A.lipschitz,
         splitting.ForwardBackwardForward: 0.9 * (1 / A.lipschitz),
         splitting.PeacemanRachford: A.typical_step,
         splitting.DouglasRachford: A.typical_step,
