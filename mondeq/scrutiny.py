@@ -153,7 +153,7 @@ def _check_on_grid(activation: splitting.Activation, state_shape: torch.Size) ->
         _require(kind, _close(activation(8 * y), 8 * sigma, y), "says that it is homogeneous, and is not")
     for alpha in (0.3, 1.0, 3.0):
         expected = activation(activation.point(y, alpha))
-        for found in (activation.prox(y, alpha), activation.prox_at(alpha)(y, None)):
+        for found in (activation.proximal(y, alpha), activation.proximal_at(alpha)(y, None)):
             _require(kind, _close(found, expected, y), "has a prox that is not σ(point), so it solves another problem")
 
 

@@ -42,13 +42,19 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Status:
-    """How a solve ended: the outcome, and a sentence with the numbers and, if it failed, the remedy."""
+    """How a solve ended.
+
+    Attributes:
+        outcome: One of three.
+        text: A sentence with the numbers and, if the solve failed, the remedy.
+    """
 
     outcome: Outcome
     text: str
 
     @property
     def ok(self) -> bool:
+        """Whether every sample reached its tolerance."""
         return self.outcome is Outcome.CONVERGED
 
     def __str__(self) -> str:
@@ -57,12 +63,18 @@ class Status:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """An approximate solution of a problem, with its diagnostics; all but `problem` per sample.
+    """An approximate solution of a problem, with its diagnostics per sample.
 
-    value: (batch, *state_shape). steps: number of steps taken until the sample converged (or gave up). residual: for an
-    Inclusion an upper bound, up to rounding, on the backward error ‖r‖/(‖A‖ ‖z‖ + ‖c‖) with r ∈ A z − c + ∂f(z),
-    norms in the operator's metric, for ‖A‖ its `norm_bound` (Rigal & Gaches 1967); for a FixedPoint ‖f(z, x) − z‖/‖z‖.
-    history: that, after every step, (steps, batch).
+    Attributes:
+        problem: The problem that was solved.
+        value: The solution z, (batch, *state_shape).
+        residual: For an Inclusion an upper bound, up to rounding, on the backward error ‖r‖/(‖A‖ ‖z‖ + ‖c‖) with
+            r ∈ A z − c + ∂f(z), norms in the operator's metric, for ‖A‖ its `norm_bound` (Rigal & Gaches 1967); for a
+            FixedPoint ‖f(z, x) − z‖/‖z‖. (batch,)
+        steps: Steps taken until the sample converged or gave up, (batch,).
+        converged: Whether the residual reached the tolerance, (batch,).
+        history: The residual after every step, (steps, batch).
+        status: How the solve ended, for the batch as a whole.
     """
 
     problem: Problem
@@ -79,11 +91,17 @@ class Solution:
 
     @property
     def error_bound(self) -> Tensor:
-        """Proved upper bound on ‖value − z*‖_Λ per sample, float64, rounding included; inf where nothing is proved.
+        """Proved upper bound on ‖value − z*‖_Λ per sample, rounding included.
 
         Computed from `value` as it is (see `splitting.error_bound`), on first use and again where it has changed: no
-        solver is trusted. The problem is the one that was solved. Raises InvalidArgument where its tensors have changed
-        since, as they may after a solution was handed to a monitor; what `solve` returns has tensors of its own.
+        solver is trusted. The problem is the one that was solved.
+
+        Returns:
+            The bounds, (batch,), float64; inf where nothing is proved.
+
+        Raises:
+            InvalidArgument: If tensors of the problem have changed since, as they may after a solution was handed to a
+                monitor; what `solve` returns has tensors of its own.
         """
         if self._versions != self._present_versions():
             raise InvalidArgument(
@@ -109,13 +127,28 @@ def solve(
     initial: Tensor | None = None,
     on_failure: OnFailure = "warn",
 ) -> Solution:
-    """Solve `problem` for every sample of the batch; no gradients (see `splitting.equilibrium`).
+    """Solve a problem for every sample of the batch; no gradients (see `splitting.equilibrium`).
 
-    problem: an Inclusion 0 ∈ A z − c + ∂f(z), or a FixedPoint z = f(z, x), which takes solvers of its own. solver:
-    PeacemanRachford() by default. tol: stop a sample once its relative backward error is ≤ tol.
-    initial: a guess of the solution to start from, shaped like the source. on_failure: whether to raise NotConverged,
-    issue a ConvergenceWarning or just return when a sample misses `tol`. A sample's result does not depend on its
-    batch-mates. Raises InvalidArgument/InvalidType for arguments outside their range.
+    A sample's result does not depend on its batch-mates.
+
+    Args:
+        problem: An Inclusion 0 ∈ A z − c + ∂f(z), or a FixedPoint z = f(z, x), which takes solvers of its own.
+        solver: The method; PeacemanRachford() by default.
+        tol: Stop a sample once its relative residual (`Solution.residual`) is ≤ tol.
+        max_steps: Stop after so many steps.
+        initial: A guess of the solution to start from, shaped like the states.
+        on_failure: Whether to raise NotConverged, to issue a ConvergenceWarning or just to return when a sample misses
+            tol: "raise", "warn" or "return".
+
+    Returns:
+        The solution of every sample and how it was reached.
+
+    Raises:
+        InvalidArgument: If an argument lies outside its range, or the solver's theorem does not cover its step or the
+            operator.
+        InvalidType: If an argument is of the wrong type, dtype or device, or the solver cannot split the problem.
+        NotConverged: If a sample misses tol and on_failure is "raise".
+        ResolventError: If a computed resolvent does not invert.
     """
     solver = PeacemanRachford() if solver is None else solver
     _check_arguments(problem, solver, tol, max_steps, initial, on_failure)
@@ -126,7 +159,16 @@ def solve(
 
 
 def announce(solution: Solution, on_failure: OnFailure, prefix: str = "") -> None:
-    """Raise or warn, as `on_failure` says, if `solution` did not converge; `prefix` tells whose solve it was."""
+    """Raise or warn if a solution did not converge.
+
+    Args:
+        solution: What a solve returned.
+        on_failure: "raise", "warn" or "return", which does neither.
+        prefix: Whose solve it was, for the message.
+
+    Raises:
+        NotConverged: If it did not converge and on_failure is "raise".
+    """
     if solution.status.ok or on_failure == "return":
         return
     if on_failure == "raise":
@@ -136,7 +178,18 @@ def announce(solution: Solution, on_failure: OnFailure, prefix: str = "") -> Non
 
 @uncompiled
 def run(problem: Problem, solver: Solver, tol: float, max_steps: int, initial: Tensor | None) -> Solution:
-    """`solve` for arguments that were checked, where nothing is recorded, on a problem that does not change."""
+    """The same as `solve` for checked arguments, where nothing is recorded, on a problem that does not change.
+
+    Args:
+        problem: What to solve; a frozen one.
+        solver: The method.
+        tol: The tolerance of the relative residual.
+        max_steps: Stop after so many steps.
+        initial: A guess of the solution, or None.
+
+    Returns:
+        The solution, converged or not.
+    """
     with full_precision(problem.like.device):
         initial = None if initial is None else initial.detach()
         other = problem.in_range(tol)
@@ -284,7 +337,18 @@ def _check_arguments(
 
 
 def check_options(solver: Solver, max_steps: int, on_failure: str, **tolerances: float) -> None:
-    """Raise unless these are options that `solve` can run with; `tolerances` by the name of their argument."""
+    """Raise unless these are options that `solve` can run with.
+
+    Args:
+        solver: The method.
+        max_steps: An integer ≥ 1.
+        on_failure: "raise", "warn" or "return".
+        **tolerances: Finite numbers > 0, by the names of their arguments.
+
+    Raises:
+        InvalidType: If solver is none.
+        InvalidArgument: If another one is not as said.
+    """
     if not isinstance(solver, Solver):
         raise InvalidType(f"`solver` must be a splitting solver such as PeacemanRachford(), got {solver!r}")
     for name, value in tolerances.items():

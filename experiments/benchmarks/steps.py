@@ -99,7 +99,7 @@ def _step_size(solver: splitting.Solver, operator: splitting.Operator) -> float 
     if isinstance(solver, splitting.Anderson):
         return _step_size(solver.inner, operator)
     if isinstance(solver, splitting.PeacemanRachford):
-        return operator.typical_step if solver.step == "auto" else float(solver.step)
+        return solver.chosen_step(operator)
     return None
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import splitting
 from mondeq.parameterizations import Conv2d, Dense, LipschitzDense, MultiscaleConv2d, Parameterization
-from splitting.solvers.base import SteppedSolver
+from splitting.solvers import SteppedSolver
 
 
 def parameterizations(
@@ -112,9 +112,8 @@ def activations() -> st.SearchStrategy[splitting.Activation]:
 def solvers(parameterization: Parameterization | None = None) -> st.SearchStrategy[splitting.Solver]:
     """Every method, plain and within Anderson acceleration of memory 1 … 6.
 
-    Steps are "auto"; with a `parameterization` also any step inside the method's theorem for its operator: α > 0 for
-    Peaceman–Rachford and Douglas–Rachford (drawn from 0.1/L … 10/L), α < 2m/L² for forward–backward, α < 1/L for
-    forward–backward–forward. The two forward methods are left out where m > 0 is not provable.
+    Steps are "auto"; with a `parameterization` also any step that is `admissible` for its operator, of unbounded ones
+    0.1/L … 10/L. The two forward methods are left out where m > 0 is not provable.
     """
     kinds: list[type[SteppedSolver]] = [splitting.PeacemanRachford, splitting.DouglasRachford]
     forward: list[type[SteppedSolver]] = [splitting.ForwardBackward, splitting.ForwardBackwardForward]
@@ -123,13 +122,17 @@ def solvers(parameterization: Parameterization | None = None) -> st.SearchStrate
     else:
         with torch.no_grad():
             operator = parameterization.operator()
-        m, lipschitz = operator.strong_monotonicity, operator.lipschitz
-        choices = [st.builds(kind, st.just("auto") | _log_uniform(0.1 / lipschitz, 10 / lipschitz)) for kind in kinds]
-        if m > 0:
-            for kind, limit in zip(forward, (2 * m / lipschitz**2, 1 / lipschitz), strict=True):
-                choices.append(st.builds(kind, st.just("auto") | st.floats(0.05 * limit, 0.95 * limit)))
-        methods = st.one_of(choices)
+        usable = kinds + forward if operator.strong_monotonicity > 0 else kinds
+        methods = st.one_of([st.builds(kind, st.just("auto") | _steps(kind(), operator)) for kind in usable])
     return methods | st.builds(splitting.Anderson, methods, st.integers(1, 6))
+
+
+def _steps(solver: splitting.Solver, operator: splitting.Operator) -> st.SearchStrategy[float]:
+    """Steps well inside of what the solver's theorem admits."""
+    low, high = solver.admissible(operator)
+    if high == math.inf:
+        return _log_uniform(0.1 / operator.lipschitz, 10 / operator.lipschitz)
+    return st.floats(low + 0.05 * (high - low), low + 0.95 * (high - low))
 
 
 def _dense(

@@ -39,17 +39,38 @@ def equilibrium(
     monitor: Monitor | None = None,
     gradient: Gradient | None = None,
 ) -> Tensor:
-    """The solution z* of `problem` as a differentiable function of all that it is made of.
+    """The solution z* of a problem as a differentiable function of all that it is made of.
 
-    Arguments as in `splitting.solve`; backward_tol (default: tol) is the tolerance of the adjoint solves. monitor is
-    called with ("forward" | "backward", Solution) after every solve. gradient: Implicit() by default; OneStep() and
-    Unrolled(…) are cheaper approximations. Memory does not grow with the number of steps.
+    Memory does not grow with the number of steps.
 
-    Of an Inclusion: a function of its source, operator and activation tensors. Where σ has kinks the derivative is that
-    of the selection `prox.derivative`. Supports backward and double backward, torch.func.vjp, jvp, grad, and vmap over
-    the source (one batched solve) or over operator tensors (one solve per slice). Of a FixedPoint: a function of its
-    source, the weights of f and its `parameters`; supports backward of every order. Raises InvalidArgument and
-    InvalidType.
+    Of an Inclusion it is a function of its source, operator and activation tensors. Where σ has kinks the derivative is
+    that of the selection `prox.derivative`. It supports backward and double backward, torch.func.vjp, jvp, grad, and
+    vmap over the source (one batched solve) or over operator tensors (one solve per slice).
+
+    Of a FixedPoint it is a function of its source, the weights of f and its `parameters`. It supports backward of every
+    order.
+
+    Args:
+        problem: An Inclusion 0 ∈ A z − c + ∂f(z), or a FixedPoint z = f(z, x), which takes solvers of its own.
+        solver: The method, of the adjoint solves too; PeacemanRachford() by default.
+        tol: Stop a sample once its relative residual (`Solution.residual`) is ≤ tol.
+        max_steps: Stop every solve after so many steps.
+        backward_tol: The tolerance of the adjoint solves; tol by default.
+        initial: A guess of the solution to start from, shaped like the states; it gets no gradient.
+        on_failure: Whether to raise NotConverged, to issue a ConvergenceWarning or just to return when a sample misses
+            its tolerance: "raise", "warn" or "return".
+        monitor: Called with ("forward" | "backward", Solution) after every solve.
+        gradient: Implicit() by default; OneStep() and Unrolled(…) are cheaper approximations.
+
+    Returns:
+        z*, (batch, *state_shape).
+
+    Raises:
+        InvalidArgument: If an argument lies outside its range, the solver's theorem does not cover its step or the
+            operator, monitor has changed a solution, or f uses a tensor whose gradient would be lost.
+        InvalidType: If an argument is of the wrong type, dtype or device, or the solver cannot split the problem.
+        NotConverged: If a sample misses its tolerance and on_failure is "raise".
+        ResolventError: If a computed resolvent does not invert.
     """
     if not isinstance(problem, Problem):
         raise InvalidType(f"`problem` must be a splitting.Inclusion or FixedPoint, got {type(problem).__name__}")

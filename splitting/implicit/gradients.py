@@ -18,7 +18,15 @@ class Gradient(ABC):
 
     @abstractmethod
     def __call__(self, problem: Problem, options: Options) -> Tensor:
-        """The solution, with a graph."""
+        """The solution of a problem, with a graph.
+
+        Args:
+            problem: What to solve.
+            options: How.
+
+        Returns:
+            z*, (batch, *state_shape), through which gradients flow to `problem.tensors`.
+        """
 
 
 @dataclass(frozen=True)
@@ -42,10 +50,17 @@ class OneStep(Gradient):
 
 @dataclass(frozen=True)
 class Unrolled(Gradient):
-    """The gradient of a few damped applications of the map from the solution on (Geng et al. 2021, "phantom gradient").
+    """The gradient of k damped applications z⁺ = z + β(T(z) − z) of the map, from the solution on.
 
-    steps: k ≥ 1. damping: β in (0, 1], z⁺ = z + β(T(z) − z). An approximation: the first k terms of a Neumann series.
-    Memory grows with k.
+    The "phantom gradient" of Geng et al. 2021. An approximation: the first k terms of a Neumann series. Memory grows
+    with k.
+
+    Args:
+        steps: k ≥ 1.
+        damping: β in (0, 1].
+
+    Raises:
+        InvalidArgument: If steps is no integer ≥ 1, or damping lies outside (0, 1].
     """
 
     steps: int = 5

@@ -1,8 +1,9 @@
 """Gradients of the solution by solving the adjoint inclusion with the same loop.
 
-With D = diag σ′(W z* + c), W = I − A, and an incoming gradient g: q = D(Wᵀq + g) is the inclusion with operator Aᵀ,
-source g and activation `Scale(d)`. Then ∂ℓ/∂c = q and ∂ℓ/∂A acts as −⟨q, A z*⟩. Tangents solve ż = D(W ż + ċ − Ȧ z*).
-Both are equilibria again, so differentiating them recurses: derivatives of every order, memory of one state each.
+With D = diag σ′(y), y = W z* + c, W = I − A, and an incoming gradient g: q = D(Wᵀq + g) is the inclusion with operator
+Aᵀ, source g and activation D (`Activation.linearised`). Then ∂ℓ/∂c = q and ∂ℓ/∂A acts as −⟨q, A z*⟩. Tangents solve
+ż = D(W ż + ċ − Ȧ z*). Both are equilibria again, so differentiating them recurses: derivatives of every order, memory
+of one state each.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from splitting.context import full_precision, uncompiled
 from splitting.implicit.base import Options, differentiable
 from splitting.operators import Operator
 from splitting.problems import Inclusion
-from splitting.prox import Activation, Scale
+from splitting.prox import Activation
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +51,9 @@ class _Spec:
         """For samples that are put together otherwise."""
         return replace(self, options=replace(self.options, initial=None))
 
-    def linearised(self, operator: Operator, d: Tensor) -> _Spec:
-        """The specification of the linear equilibrium that differentiating this one leads to."""
-        return _Spec(operator, Scale.of_slopes(d), self.options.of_adjoint())
+    def linearised(self, operator: Operator, prox: Activation) -> _Spec:
+        """The specification of a linear equilibrium that differentiating this one leads to."""
+        return _Spec(operator, prox, self.options.of_adjoint())
 
 
 @differentiable.register
@@ -103,9 +104,9 @@ class _Equilibrium(torch.autograd.Function):
         needs = ctx.needs_input_grad[2:]
         count, of_prox = ctx.spec.counts
         # Unless a second derivative asks for y as a function of z, z may be enough to know σ′(y).
-        d = None if torch.is_grad_enabled() else prox.derivative_at(z)
-        d = prox.derivative(_preactivation(problem, z)) if d is None else d
-        q = _apply(ctx.spec.linearised(operator.adjoint, d), g)
+        linear = None if torch.is_grad_enabled() else prox.linearised_at(z)
+        linear = prox.linearised(_preactivation(problem, z)) if linear is None else linear
+        q = _apply(ctx.spec.linearised(operator.adjoint, linear), g)
         operator_grads: tuple[Tensor | None, ...] = (None,) * count
         if any(needs[:count]):
             operator_grads = tuple(None if t is None else -t for t in operator.pairing_gradient(q, z))
@@ -128,7 +129,7 @@ class _Equilibrium(torch.autograd.Function):
         moved = moved - _tangent(lambda q: operator.pairing_gradient(q, z), z, dots[:count])
         # ż = D(W ż + moved) + e with e the activation's own tangent; x = ż − e solves a problem of our kind.
         e = _tangent(lambda p: prox.tensor_gradient(y, p), z, dots[count : count + of_prox])
-        linear = ctx.spec.linearised(operator, prox.derivative(y))
+        linear = ctx.spec.linearised(operator, prox.linearised(y))
         return _apply(linear, moved + e - operator.apply(e)) + e
 
     @staticmethod

@@ -14,8 +14,10 @@ from splitting.errors import InvalidArgument, InvalidType
 class Problem(ABC):
     """Find the states z (batch, *state_shape) that solve a problem per sample.
 
-    source: what the samples differ in, batch first. like: states, for their shape, dtype and device. overflow: what may
-    be the cause where z leaves the finite numbers.
+    Attributes:
+        source: What the samples differ in, batch first.
+        like: States, for their shape, dtype and device.
+        overflow: What may be the cause where z leaves the finite numbers.
     """
 
     source: Tensor
@@ -29,29 +31,67 @@ class Problem(ABC):
 
     @abstractmethod
     def map(self, z: Tensor) -> Tensor:
-        """A map of which exactly the solutions are fixed points; differentiable in z and in all that it is made of."""
+        """The map T of which exactly the solutions are fixed points.
+
+        Args:
+            z: States, (batch, *state_shape).
+
+        Returns:
+            T(z), of the same shape; differentiable in z and in all that the problem is made of.
+        """
 
     @abstractmethod
     def frozen(self) -> Problem:
-        """This problem for a computation during which its tensors keep their values, and without a graph."""
+        """This problem for a computation during which its tensors keep their values, and without a graph.
+
+        Returns:
+            A problem on the same memory.
+        """
 
     @abstractmethod
     def snapshot(self) -> Problem:
-        """This problem on copies of its tensors, which no change of these reaches."""
+        """This problem for as long as one likes.
+
+        Returns:
+            A problem on copies of the tensors, which no change of these reaches.
+        """
 
     @abstractmethod
     def scale(self) -> Callable[[Tensor], Tensor]:
-        """z ↦ what a residual at z is relative to, per sample, with what all steps share computed once.
+        """The function z ↦ what a residual at z is relative to, with what all steps share computed once.
 
         Of a frozen problem, like `in_range` and `lost`.
+
+        Returns:
+            A function of states (batch, *state_shape) that gives one number per sample, (batch,).
         """
 
     @abstractmethod
     def error_bound(self, z: Tensor) -> Tensor:
-        """Proved upper bound on the distance of z from the solution, per sample, float64; inf where none is proved."""
+        """Proved upper bound on the distance of z from the solution, per sample.
+
+        Args:
+            z: States, (batch, *state_shape), wherever they came from.
+
+        Returns:
+            The bounds, (batch,), float64; inf where nothing is proved.
+
+        Raises:
+            InvalidArgument: If z has another shape than the problem's states.
+            InvalidType: If z is no tensor, or of another dtype or device.
+        """
 
     def check_state(self, name: str, state: Tensor) -> None:
-        """Raise InvalidArgument or InvalidType, naming the argument `name`, unless `state` is one state per sample."""
+        """Raise unless a tensor is one state per sample.
+
+        Args:
+            name: The argument to name in the message.
+            state: What should be (batch, *state_shape), of the dtype and device of the problem.
+
+        Raises:
+            InvalidArgument: If it has another shape.
+            InvalidType: If it is no tensor, or of another dtype or device.
+        """
         check_state(name, state, self.like.shape[1:], self.like, batch=len(self.like))
 
     @property
@@ -60,27 +100,67 @@ class Problem(ABC):
         return None
 
     def norm(self, z: Tensor) -> Tensor:
-        """‖z‖_Λ of each sample."""
+        """The norm ‖z‖_Λ of each sample.
+
+        Args:
+            z: States, (batch, *state_shape).
+
+        Returns:
+            The norms, (batch,).
+        """
         return torch.linalg.vector_norm(z, dim=tuple(range(1, z.ndim)))
 
     @abstractmethod
     def judged(self, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Of z and image = map(z), the state that can be judged by them, and a bound on its residual per sample.
+        """Of z and T(z), the state that can be judged by them, and how good it is.
 
-        The bound is one up to rounding, in the units of `scale`.
+        Args:
+            z: States, (batch, *state_shape).
+            image: T(z) = map(z).
+
+        Returns:
+            One of the two, and a bound on its residual per sample: (batch,), up to rounding, in the units of `scale`.
         """
 
     def in_range(self, tol: float) -> tuple[Problem, Tensor] | None:
-        """This problem in units in which no number overflows or vanishes, and these as factors of z. None: it is so."""
+        """This problem in units in which no number overflows or vanishes.
+
+        Args:
+            tol: The tolerance of the relative residual that it is to be solved to.
+
+        Returns:
+            The problem in such units, and these as factors of z; None where it is in range as it is.
+        """
         return None
 
     def lost(self, z: Tensor, converted: Tensor, units: Tensor) -> Tensor:
-        """The relative residual, per sample, that rounding may have added in `converted` = z/units."""
+        """The relative residual that converting a solution back may have added by rounding.
+
+        Args:
+            z: The solution of the problem that `in_range` gave.
+            converted: z/units as it was rounded.
+            units: Those that `in_range` gave.
+
+        Returns:
+            What to add to the residual, (batch,).
+        """
         return z.new_zeros(len(z))
 
 
 def check_state(name: str, state: Tensor, shape: torch.Size, like: Tensor, *, batch: int | None = None) -> None:
-    """Raise unless `state` is (batch, *shape), of the dtype and device of `like`, with `batch` samples if given."""
+    """Raise unless a tensor is one state per sample.
+
+    Args:
+        name: The argument to name in the message.
+        state: What should be (batch, *shape).
+        shape: The shape of one state.
+        like: A tensor of the dtype and device that the state should have.
+        batch: How many samples it should have; any number by default.
+
+    Raises:
+        InvalidArgument: If it has another shape.
+        InvalidType: If it is no tensor, or of another dtype or device.
+    """
     if not isinstance(state, Tensor):
         raise InvalidType(f"`{name}` must be a tensor, got {type(state).__name__}")
     if state.shape[1:] != shape or state.ndim != len(shape) + 1:

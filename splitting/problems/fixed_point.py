@@ -16,12 +16,21 @@ from splitting.problems.base import Problem
 
 @dataclass(frozen=True, eq=False)
 class FixedPoint(Problem):
-    """z = f(z, x) for any f, such as a torch.nn.Module: a deep equilibrium model (Bai, Kolter & Koltun 2019).
+    """The problem z = f(z, x) for any f, such as a torch.nn.Module: a deep equilibrium model.
 
-    f: (z, x, *parameters) ↦ states like z; samples must not see each other. source: x, batch first. like: states
-    (batch, …), whose shape, dtype and device all states have, and where methods start if no guess is given. parameters:
-    tensors besides x that gradients are to flow to; the weights of a Module are found. Whether there is a solution, and
-    only one, is not known: `error_bound` is inf. Raises InvalidType, InvalidArgument.
+    (Bai, Kolter & Koltun 2019.) Whether there is a solution, and only one, is not known: `error_bound` is inf.
+
+    Args:
+        f: (z, x, *parameters) ↦ states like z; samples must not see each other.
+        source: x, batch first.
+        like: States (batch, …), whose shape, dtype and device all states have, and where methods start if no guess is
+            given.
+        parameters: Tensors besides x that gradients are to flow to; the weights of a Module are found.
+
+    Raises:
+        InvalidType: If f cannot be called, or source or like is no tensor.
+        InvalidArgument: If like is not of floating point and at least two dimensions, or source has another number of
+            samples.
     """
 
     f: Callable[..., Tensor]
@@ -58,7 +67,19 @@ class FixedPoint(Problem):
         return self._checked(self.f(z, self.source, *self.parameters))
 
     def at(self, z: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-        """`map`(z) for other `tensors` in the places of this problem's."""
+        """The map f(z, x) with other tensors in the places of this problem's.
+
+        Args:
+            z: States, like `like`.
+            tensors: As many as `self.tensors`, in the same order.
+
+        Returns:
+            f(z, x, *parameters), of the shape of z.
+
+        Raises:
+            InvalidArgument: If f gives another shape.
+            InvalidType: If f gives another dtype or device, or no tensor.
+        """
         names = list(self._weights)
         source, weights, parameters = tensors[0], tensors[1 : 1 + len(names)], tensors[1 + len(names) :]
         if isinstance(self.f, nn.Module):

@@ -24,10 +24,18 @@ _ACTIVATION_ULPS = 4
 
 @dataclass(frozen=True, eq=False)
 class Inclusion(Problem):
-    """A, c and f together, checked to fit.
+    """The inclusion 0 ∈ A z − c + ∂f(z), equivalently z = σ((I − A) z + c) with σ = prox_f.
 
-    operator: A. source: c, (batch, *operator.state_shape), of the operator's dtype and device. prox: σ = prox_f.
-    Has exactly one solution per sample where operator.strong_monotonicity > 0. Raises InvalidType, InvalidArgument.
+    It has exactly one solution per sample where operator.strong_monotonicity > 0.
+
+    Args:
+        operator: A.
+        source: c, (batch, *operator.state_shape), of the operator's dtype and device.
+        prox: σ, the activation.
+
+    Raises:
+        InvalidType: If operator, source or prox is of another type, or source of another dtype or device.
+        InvalidArgument: If source has another shape.
     """
 
     operator: Operator
@@ -60,11 +68,22 @@ class Inclusion(Problem):
         return self.operator.norm(z)
 
     def map(self, z: Tensor) -> Tensor:
-        """σ(z − A z + c)."""
+        """The map T(z) = σ(z − A z + c).
+
+        Args:
+            z: States, (batch, *state_shape).
+
+        Returns:
+            T(z), of the same shape; differentiable in z and in all that the problem is made of.
+        """
         return self.prox(z - self.operator.apply(z) + self.source)
 
     def scale(self) -> Callable[[Tensor], Tensor]:
-        """z ↦ ‖A‖ ‖z‖ + ‖c‖, with `norm_bound` for ‖A‖."""
+        """The function z ↦ ‖A‖ ‖z‖ + ‖c‖ per sample, with `operator.norm_bound` for ‖A‖.
+
+        Returns:
+            A function of states (batch, *state_shape) that gives one number per sample, (batch,).
+        """
         # Sources are 1/`step` times as large as solutions, and measured where those are.
         power = 2.0 ** round(math.log2(self._step))
         weight = min(self.operator.norm_bound, torch.finfo(self.source.dtype).max)
@@ -76,28 +95,36 @@ class Inclusion(Problem):
         return image, self.operator.distance_bound(1.0) * self.norm(image - z)
 
     def frozen(self) -> Inclusion:
-        """This problem for a computation during which its tensors keep their values, and without a graph."""
         operator = self.operator.rebind(*(t.detach() for t in self.operator.tensors))
         prox = self.prox.rebind(*(t.detach() for t in self.prox.tensors))
         return Inclusion(operator, self.source.detach(), prox)
 
     def snapshot(self) -> Inclusion:
-        """This problem on copies of its tensors, which no change of these reaches."""
         # What is no differentiable tensor of an activation, such as a mask, may change as well.
         prox = copy.deepcopy(self.prox.rebind(*(t.detach() for t in self.prox.tensors)))
         return Inclusion(self.operator.snapshot(), self.source.detach().clone(), prox)
 
     def double(self) -> Inclusion:
-        """The same numbers in float64."""
+        """The same numbers in float64.
+
+        Returns:
+            A problem without a graph.
+        """
         prox = self.prox.rebind(*(t.double() for t in self.prox.tensors))
         return Inclusion(self.operator.double(), self.source.detach().double(), prox)
 
     def in_range(self, tol: float) -> tuple[Inclusion, Tensor] | None:
-        """In powers of two κ, shaped to multiply states, such that no sample's numbers overflow or vanish.
+        """This problem in units of powers of two, such that no sample's numbers overflow or vanish.
 
         Norms square what they sum, so float32 numbers below 1e-19 would count as 0, and a sample of such numbers as
-        solved. κ = 1 for a sample of ordinary numbers, which so does not depend on its batch-mates; None where all are
-        ordinary.
+        solved. κ = 1 for a sample of ordinary numbers, which so does not depend on its batch-mates.
+
+        Args:
+            tol: The tolerance of the relative residual that it is to be solved to.
+
+        Returns:
+            The problem that κz solves, and the factors κ, shaped to multiply states; None where all samples are
+            ordinary.
         """
         operator, step = self.operator.balanced(), self._step
         source, prox, ordinary = self.source, self.prox, None
@@ -151,12 +178,22 @@ class Inclusion(Problem):
     @torch.no_grad()
     @in_full_precision
     def error_bound(self, z: Tensor) -> Tensor:
-        """Proved upper bound on ‖z − z*‖_Λ for each sample, for any z (batch, *state_shape), wherever it came from.
+        """Proved upper bound on ‖z − z*‖_Λ for each sample and any z, wherever it came from.
 
         One forward–backward step with step β = 1/rms(A) leads from z to z′ = σ(y), for which s = y − z′ ∈ ∂f(z′)
         exactly, whatever y is; with r = A z′ − c + s, strong monotonicity gives ‖z′ − z*‖ ≤ ‖r‖/m, and the bound is
-        ‖z − z′‖ + ‖r‖/m. All in float64, with the rounding of every operation added. inf where m ≤ 0 or z is not
-        finite. The exact problem is the one whose A, c are the given floating-point numbers.
+        ‖z − z′‖ + ‖r‖/m. All in float64, with the rounding of every operation added. The exact problem is the one whose
+        A, c are the given floating-point numbers.
+
+        Args:
+            z: States, (batch, *state_shape).
+
+        Returns:
+            The bounds, (batch,), float64; inf where m ≤ 0 or z is not finite.
+
+        Raises:
+            InvalidArgument: If z has another shape than the source.
+            InvalidType: If z is no tensor, or of another dtype or device.
         """
         self.check_state("z", z)
         exact = self.frozen().double()

@@ -26,10 +26,17 @@ _REQUIRED_DECREASE = 0.99
 class Anderson(Solver):
     """Anderson acceleration (type II) around `inner`, safeguarded by inner's own contraction.
 
-    inner: the method to accelerate. memory: differences kept, ≥ 1; costs 2·memory states. Converges whenever inner's
-    map is a contraction, as those of Peaceman–Rachford, Douglas–Rachford and forward–backward are; around
-    forward–backward–forward the safeguard is a heuristic. Worth it for tight tolerances and contraction factors near 1.
-    The idea of a safeguard is that of Zhang, O'Donoghue & Boyd 2020, who treat type I.
+    It converges whenever inner's map is a contraction, as those of Peaceman–Rachford, Douglas–Rachford and
+    forward–backward are; around forward–backward–forward the safeguard is a heuristic. Worth it for tight tolerances
+    and contraction factors near 1. The idea of a safeguard is that of Zhang, O'Donoghue & Boyd 2020, who treat type I.
+
+    Args:
+        inner: The method to accelerate, without memory of its own; PeacemanRachford() by default.
+        memory: Differences kept, ≥ 1; costs 2·memory states.
+
+    Raises:
+        InvalidType: If inner is no solver, or one with a memory.
+        InvalidArgument: If memory is no integer ≥ 1.
     """
 
     inner: Solver = field(default_factory=PeacemanRachford)
@@ -45,6 +52,9 @@ class Anderson(Solver):
 
     def bind(self, problem: Problem) -> Iteration:
         return _Anderson(self.inner.bind(problem), problem, self.memory)
+
+    def admissible(self, operator: Operator) -> tuple[float, float]:
+        return self.inner.admissible(operator)
 
     def tuned(self, operator: Operator) -> Self:
         return replace(self, inner=self.inner.tuned(operator))

@@ -21,8 +21,14 @@ from splitting.solvers.base import Iteration, Solver, State
 class Broyden(Solver):
     """Broyden's ("good") method on any problem's map (Broyden 1965; for networks Bai, Kolter & Koltun 2019).
 
-    memory: updates kept, ≥ 1; costs 2·memory states. Converges fast near a solution where the Jacobian of T − I is
-    regular, whether T contracts or not; from afar nothing is promised.
+    It converges fast near a solution where the Jacobian of T − I is regular, whether T contracts or not; from afar
+    nothing is promised. It has no step α.
+
+    Args:
+        memory: Updates kept, ≥ 1; costs 2·memory states.
+
+    Raises:
+        InvalidArgument: If memory is no integer ≥ 1.
     """
 
     memory: int = 20

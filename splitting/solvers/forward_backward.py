@@ -3,42 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from splitting.problems import Inclusion, Problem
-from splitting.solvers.base import (
-    Iteration,
-    State,
-    SteppedSolver,
-    hidden_share,
-    require_below,
-    require_inclusion,
-    require_monotone,
-)
+from splitting.operators import Operator
+from splitting.problems import Inclusion
+from splitting.solvers.base import Iteration, State, SteppedSolver, hidden_share, proved_monotonicity
 
 
 @dataclass(frozen=True)
 class ForwardBackward(SteppedSolver):
-    """Forward–backward splitting: one product with A per step, contraction √(1 − 2αm + α²L²) (Lions & Mercier 1979).
+    """Forward–backward splitting: one product with A per step and no resolvent.
 
-    step: 0 < α < 2m/L²; "auto" is m/L², which minimises the factor. No resolvent is needed, but L/m counts twice:
-    slow where L ≫ m.
+    It converges for 0 < α < 2m/L² where m > 0, with contraction factor √(1 − 2αm + α²L²) (Lions & Mercier 1979). L/m
+    counts twice: slow where L ≫ m.
+
+    Args:
+        step: α, or "auto" for m/L², which minimises the factor.
+
+    Raises:
+        InvalidType: If step is neither a number nor "auto".
+        InvalidArgument: If step is not finite and > 0.
     """
 
-    def bind(self, problem: Problem) -> Iteration:
-        problem = require_inclusion(problem, type(self).__name__)
-        require_monotone(problem.operator, "forward–backward")
-        m, lipschitz = problem.operator.strong_monotonicity, problem.operator.lipschitz
-        alpha = m / lipschitz**2 if self.step == "auto" else float(self.step)
-        require_below(alpha, 2 * m / lipschitz**2, f"forward–backward (2m/L² with m={m:.4g}, L={lipschitz:.4g})")
+    theorem: ClassVar[str] = "0 < α < 2m/L²"
+
+    def admissible(self, operator: Operator) -> tuple[float, float]:
+        m = proved_monotonicity(operator, type(self).__name__)
+        # In two divisions, since L² may leave the numbers where 2m/L² is an ordinary one.
+        return 0.0, 2 * m / operator.lipschitz / operator.lipschitz
+
+    def automatic_step(self, operator: Operator) -> float:
+        _, limit = self.admissible(operator)
+        return limit / 2
+
+    def _iteration(self, problem: Inclusion, alpha: float) -> Iteration:
         return _ForwardBackward(problem, alpha)
 
 
 class _ForwardBackward(Iteration):
     def __init__(self, problem: Inclusion, alpha: float) -> None:
         self.problem, self.alpha = problem, alpha
-        self.prox = problem.prox.prox_at(alpha)
+        self.prox = problem.prox.proximal_at(alpha)
         self.rate = problem.operator.distance_bound(1 / alpha)
         self.rounding = hidden_share(problem.operator, 1 / (alpha * problem.operator.norm_bound))
 

@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from splitting.problems import Inclusion, Problem
-from splitting.solvers.base import (
-    Iteration,
-    State,
-    SteppedSolver,
-    hidden_share,
-    require_below,
-    require_inclusion,
-    require_monotone,
-)
+from splitting.operators import Operator
+from splitting.problems import Inclusion
+from splitting.solvers.base import Iteration, State, SteppedSolver, hidden_share, proved_monotonicity
 
 
 @dataclass(frozen=True)
 class ForwardBackwardForward(SteppedSolver):
-    """Tseng's method: two products with A per step, no resolvent, and steps of order 1/L instead of m/L².
+    """Tseng's method: two products with A per step and no resolvent.
 
-    step: 0 < α < 1/L; "auto" is 0.9/L. The right choice where inverting is impossible and A is far from symmetric.
+    It converges for 0 < α < 1/L where m > 0 (Tseng 2000): steps of order 1/L instead of the m/L² of forward–backward.
+    The right choice where inverting is impossible and A is far from symmetric.
+
+    Args:
+        step: α, or "auto" for 0.9/L.
+
+    Raises:
+        InvalidType: If step is neither a number nor "auto".
+        InvalidArgument: If step is not finite and > 0.
     """
 
-    def bind(self, problem: Problem) -> Iteration:
-        problem = require_inclusion(problem, type(self).__name__)
-        require_monotone(problem.operator, "forward–backward–forward")
-        lipschitz = problem.operator.lipschitz
-        alpha = 0.9 / lipschitz if self.step == "auto" else float(self.step)
-        require_below(alpha, 1 / lipschitz, f"forward–backward–forward (1/L with L={lipschitz:.4g})")
+    theorem: ClassVar[str] = "0 < α < 1/L"
+
+    def admissible(self, operator: Operator) -> tuple[float, float]:
+        proved_monotonicity(operator, type(self).__name__)
+        return 0.0, 1 / operator.lipschitz
+
+    def automatic_step(self, operator: Operator) -> float:
+        _, limit = self.admissible(operator)
+        return 0.9 * limit
+
+    def _iteration(self, problem: Inclusion, alpha: float) -> Iteration:
         return _ForwardBackwardForward(problem, alpha)
 
 
 class _ForwardBackwardForward(Iteration):
     def __init__(self, problem: Inclusion, alpha: float) -> None:
         self.problem, self.alpha = problem, alpha
-        self.prox = problem.prox.prox_at(alpha)
+        self.prox = problem.prox.proximal_at(alpha)
         self.rounding = hidden_share(problem.operator, 1 / (alpha * problem.operator.norm_bound))
 
     def init(self, guess: Tensor | None) -> Tensor:

@@ -15,9 +15,15 @@ from splitting.solvers.base import Iteration, Solver, State
 class Iterate(Solver):
     """Damped iteration of any problem's map: f for a FixedPoint, z ↦ σ(Wz + c) for an Inclusion.
 
-    damping: β in (0, 1]; 1 is plain (Picard) iteration. It converges where T contracts; a smaller β
-    helps where T turns more than it shrinks (Krasnosel'skii 1955, Mann 1953). A monotone inclusion has methods that
-    always converge.
+    It converges where T contracts; a smaller β helps where T turns more than it shrinks (Krasnosel'skii 1955, Mann
+    1953). A monotone inclusion has methods that always converge. There is no step α.
+
+    Args:
+        damping: β in (0, 1]; 1 is plain (Picard) iteration.
+
+    Raises:
+        InvalidType: If damping is no number.
+        InvalidArgument: If damping lies outside (0, 1].
     """
 
     damping: float = 1.0

@@ -6,31 +6,45 @@ the reflection and after it, instead of 2αVc after it, makes a resolvent per st
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from splitting.operators import Operator
-from splitting.problems import Inclusion, Problem
+from splitting.problems import Inclusion
 from splitting.scratch import recycled
-from splitting.solvers.base import Iteration, State, SteppedSolver, hidden_share, require_inclusion
+from splitting.solvers.base import Iteration, State, SteppedSolver, hidden_share
 from splitting.steps import best_step
 
 
 @dataclass(frozen=True)
 class PeacemanRachford(SteppedSolver):
-    """Peaceman–Rachford splitting: one resolvent per step, convergent for every α > 0 under strong monotonicity.
+    """Peaceman–Rachford splitting: one resolvent (I + αA)⁻¹ per step.
 
-    Contraction factor ‖(I − αA)(I + αA)⁻¹‖_Λ ≤ √(1 − 4αm/(1 + 2αm + α²L²)) (Lions & Mercier 1979; Winston & Kolter
-    2020). step: "auto" is the reciprocal of A's root-mean-square singular value; `tuned` replaces it by the
-    minimiser of the exact factor.
+    It converges for every α > 0 where m > 0, with contraction factor ‖(I − αA)(I + αA)⁻¹‖_Λ ≤
+    √(1 − 4αm/(1 + 2αm + α²L²)) (Lions & Mercier 1979; Winston & Kolter 2020).
+
+    Args:
+        step: α, or "auto" for the reciprocal of A's root-mean-square singular value; `tuned` replaces that by nearly
+            the minimiser of the exact factor (`splitting.best_step`).
+
+    Raises:
+        InvalidType: If step is neither a number nor "auto".
+        InvalidArgument: If step is not finite and > 0.
     """
 
-    def bind(self, problem: Problem) -> Iteration:
-        problem = require_inclusion(problem, type(self).__name__)
-        alpha = problem.operator.typical_step if self.step == "auto" else float(self.step)
+    theorem: ClassVar[str] = "0 < α"
+
+    def admissible(self, operator: Operator) -> tuple[float, float]:
+        return 0.0, math.inf
+
+    def automatic_step(self, operator: Operator) -> float:
+        return operator.typical_step
+
+    def _iteration(self, problem: Inclusion, alpha: float) -> Iteration:
         return _PeacemanRachford(problem, alpha)
 
     def tuned(self, operator: Operator) -> Self:
@@ -42,11 +56,18 @@ class DouglasRachford(PeacemanRachford):
     """Douglas–Rachford splitting: the average of Peaceman–Rachford with the identity.
 
     Half the speed at best where Peaceman–Rachford contracts well; it converges for every α > 0 even if A is only
-    monotone. Steps as in PeacemanRachford.
+    monotone.
+
+    Args:
+        step: α, as in PeacemanRachford.
+
+    Raises:
+        InvalidType: If step is neither a number nor "auto".
+        InvalidArgument: If step is not finite and > 0.
     """
 
-    def bind(self, problem: Problem) -> Iteration:
-        return _Averaged(super().bind(problem))
+    def _iteration(self, problem: Inclusion, alpha: float) -> Iteration:
+        return _Averaged(super()._iteration(problem, alpha))
 
 
 class _PeacemanRachford(Iteration):
@@ -54,7 +75,7 @@ class _PeacemanRachford(Iteration):
 
     def __init__(self, problem: Inclusion, alpha: float) -> None:
         self.problem, self.alpha = problem, alpha
-        self.prox = problem.prox.prox_at(alpha)
+        self.prox = problem.prox.proximal_at(alpha)
         self.resolvent = problem.operator.resolvent(alpha)
         source = problem.operator.arranged(problem.source)
         self.shift = torch.mul(source, alpha, out=recycled(source))

@@ -256,7 +256,7 @@ def test_misuse_is_refused_at_construction(arguments: dict[str, Any], error: typ
 
 def test_a_step_out_of_range_is_refused_with_the_range() -> None:
     layer = layer_of(solver=splitting.ForwardBackward(step=100.0))
-    with pytest.raises(InvalidArgument, match=r"`step` must lie in \(0, .*\) for forward–backward"):
+    with pytest.raises(InvalidArgument, match=r"`step` must lie in \(0, .*\) for ForwardBackward"):
         layer(batch())
 
 

@@ -55,8 +55,8 @@ class Late(splitting.Activation):
 class RogueProx(splitting.Tanh):
     """Another function where the solvers ask."""
 
-    def prox(self, v: Tensor, alpha: float, out: Tensor | None = None) -> Tensor:
-        return 2 * super().prox(v, alpha, out)
+    def proximal(self, v: Tensor, alpha: float, out: Tensor | None = None) -> Tensor:
+        return 2 * super().proximal(v, alpha, out)
 
 
 class Homogeneous(splitting.ReLU):
@@ -68,13 +68,13 @@ class Homogeneous(splitting.ReLU):
     def derivative(self, y: Tensor) -> Tensor:
         return 1 - y.tanh().square()
 
-    point, prox, derivative_at = splitting.Tanh.point, splitting.Tanh.prox, splitting.Tanh.derivative_at
+    point, proximal, derivative_at = splitting.Tanh.point, splitting.Tanh.proximal, splitting.Tanh.derivative_at
 
 
 class OtherSteps(splitting.Tanh):
     """Another function where the solvers step."""
 
-    def prox_at(self, alpha: float) -> Any:
+    def proximal_at(self, alpha: float) -> Any:
         return lambda v, out: 0 * v
 
 

@@ -124,11 +124,7 @@ def test_strategies_reach_the_ends_of_their_ranges() -> None:
     constants = [float(p.m.detach()) for p in dense]
     assert min(constants) < 1e-2
     assert max(constants) > 10
-    elementwise = {
-        a
-        for a in splitting.Activation.__subclasses__()
-        if a.__module__ == "splitting.prox" and a not in (splitting.Scale, splitting.Masked, splitting.prox.Scaled)
-    }
+    elementwise = {a for a in splitting.Activation.__subclasses__() if a.__module__ == "splitting.prox.elementwise"}
     assert {type(a) for a in drawn(activations())} == elementwise
     every = {
         splitting.ForwardBackward,

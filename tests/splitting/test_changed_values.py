@@ -144,9 +144,9 @@ def test_slopes_of_a_scale_may_change() -> None:
     d = torch.tensor([[0.5, 0.25]])
     scale = splitting.Scale(d)
     v = torch.ones(1, 2)
-    torch.testing.assert_close(scale.prox(v, 2.0), torch.tensor([[1 / 3, 1 / 7]]))
+    torch.testing.assert_close(scale.proximal(v, 2.0), torch.tensor([[1 / 3, 1 / 7]]))
     d.fill_(1.0)
-    assert torch.equal(scale.prox(v, 2.0), v)
+    assert torch.equal(scale.proximal(v, 2.0), v)
 
 
 @pytest.mark.parametrize("bad", [[1.9], [-0.1], [float("nan")]])

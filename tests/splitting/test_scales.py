@@ -82,7 +82,7 @@ def test_homogeneous_activations_are(activation: str) -> None:
     scaled = sigma.scaled(factor)
     torch.testing.assert_close(scaled(factor * y), factor * sigma(y), rtol=0, atol=0)
     for alpha in (0.3, 1.0, 4.0):
-        torch.testing.assert_close(scaled.prox(y * factor, alpha), factor * sigma.prox(y, alpha))
+        torch.testing.assert_close(scaled.proximal(y * factor, alpha), factor * sigma.proximal(y, alpha))
     assert (scaled is sigma) == sigma.homogeneous
 
 

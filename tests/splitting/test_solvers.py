@@ -66,7 +66,7 @@ def test_residual_bounds_the_backward_error(operator: str, activation: str) -> N
         r = (solution.residual + 1e-9) * scale
         assert (A.strong_monotonicity * (example.distance(z) - example.uncertainty) <= r).all()
         for beta in (1e-2 * A.typical_step, A.typical_step):
-            assert (A.norm(z - prox.prox(z - beta * (A.apply(z) - c), beta)) <= beta * r).all()
+            assert (A.norm(z - prox.proximal(z - beta * (A.apply(z) - c), beta)) <= beta * r).all()
 
 
 @each_solver
@@ -85,14 +85,14 @@ def test_every_solver_converges(solver: str, activation: str) -> None:
 @st.composite
 def valid_solvers(draw: st.DrawFn, operator: splitting.Operator) -> Solver:
     """Any method with any step inside its theorem, accelerated or not."""
-    m, lipschitz = operator.strong_monotonicity, operator.lipschitz
-    free = log_uniform(0.1 / lipschitz, 10 / lipschitz)
-    inside = st.floats(0.05, 0.95)
-    methods = [st.builds(splitting.PeacemanRachford, free), st.builds(splitting.DouglasRachford, free)]
-    if m > 0:
-        methods.append(inside.map(lambda t: splitting.ForwardBackward(t * 2 * m / lipschitz**2)))
-        methods.append(inside.map(lambda t: splitting.ForwardBackwardForward(t / lipschitz)))
-    method = draw(st.one_of(methods))
+    kinds = [splitting.PeacemanRachford, splitting.DouglasRachford]
+    if operator.strong_monotonicity > 0:
+        kinds += [splitting.ForwardBackward, splitting.ForwardBackwardForward]
+    kind = draw(st.sampled_from(kinds))
+    low, high = kind().admissible(operator)
+    free = log_uniform(0.1 / operator.lipschitz, 10 / operator.lipschitz)
+    share = st.floats(0.05, 0.95)
+    method = kind(draw(free if high == math.inf else share.map(lambda t: low + t * (high - low))))
     return draw(st.one_of(st.just(method), st.builds(splitting.Anderson, st.just(method), st.integers(1, 6))))
 
 
@@ -230,13 +230,43 @@ def test_observed_rate_is_the_spectral_radius(method: type[Solver], skew: float,
     torch.testing.assert_close(observed, torch.full_like(observed, expected), rtol=1e-3, atol=0)
 
 
+@each_operator
+def test_admissible_steps_are_those_of_the_theorems(operator: str) -> None:
+    """Below 2m/L² for forward–backward, below 1/L for forward–backward–forward, any for those with a resolvent."""
+    A = SMALL_OPERATORS[operator](torch.float64)
+    limits = {
+        splitting.ForwardBackward(): 2 * A.strong_monotonicity / A.lipschitz**2,
+        splitting.ForwardBackwardForward(): 1 / A.lipschitz,
+        splitting.PeacemanRachford(): math.inf,
+        splitting.DouglasRachford(): math.inf,
+    }
+    for solver, limit in limits.items():
+        low, high = solver.admissible(A)
+        assert (low, high) == (0, pytest.approx(limit, rel=1e-14))
+        assert low < solver.chosen_step(A) < high
+        assert splitting.Anderson(solver).admissible(A) == (low, high)
+
+
+@pytest.mark.parametrize("size", [1e-170, 1e170])
+def test_admissible_steps_at_every_scale(size: float) -> None:
+    """Where L² overflows or vanishes, too."""
+    A = splitting.DenseOperator(size * torch.eye(2, dtype=torch.float64))
+    _, limit = splitting.ForwardBackward().admissible(A)
+    assert limit == pytest.approx(2 / size, rel=1e-6)
+
+
+@pytest.mark.parametrize("solver", [splitting.Iterate(), splitting.Broyden(), splitting.Anderson(splitting.Iterate())])
+def test_methods_without_a_step_say_so(solver: Solver) -> None:
+    with pytest.raises(splitting.InvalidType, match="has no step α"):
+        solver.admissible(splitting.DenseOperator(monotone(3)))
+
+
 @pytest.mark.parametrize("method", [splitting.ForwardBackward, splitting.ForwardBackwardForward])
 @each_operator
 def test_steps_are_limited_by_the_theorem(method: type[Solver], operator: str) -> None:
-    """Below 2m/L² for forward–backward and 1/L for forward–backward–forward, not there or beyond; "auto" is inside."""
+    """Inside of what is admissible, not at its end or beyond; "auto" is inside."""
     problem = known(operator, "ReLU").problem
-    m, lipschitz = problem.operator.strong_monotonicity, problem.operator.lipschitz
-    limit = 2 * m / lipschitz**2 if method is splitting.ForwardBackward else 1 / lipschitz
+    _, limit = method().admissible(problem.operator)
     for solver in (method(0.999 * limit), method()):
         attempt(problem, solver, max_steps=1)
     for step in (limit, 1.001 * limit):
@@ -252,6 +282,8 @@ def test_forward_methods_need_strong_monotonicity(method: type[Solver], m: float
     problem = splitting.Inclusion(A, torch.ones(1, 2, dtype=torch.float64), splitting.ReLU())
     with pytest.raises(splitting.InvalidArgument, match=f"needs a strongly monotone `operator`.*≥ {m:.3g};"):
         attempt(problem, method(0.1))
+    with pytest.raises(splitting.InvalidArgument, match="needs a strongly monotone `operator`"):
+        method().admissible(A)
 
 
 @each_operator
@@ -260,8 +292,8 @@ def test_the_automatic_steps_are_those_that_are_stated(operator: str) -> None:
     problem = known(operator, "ReLU").problem
     A = problem.operator
     stated = {
-        splitting.ForwardBackward: A.strong_monotonicity / A.lipschitz**2,
-        splitting.ForwardBackwardForward: 0.9 / A.lipschitz,
+        splitting.ForwardBackward: A.strong_monotonicity / A.lipschitz / A.lipschitz,
+        splitting.ForwardBackwardForward: 0.9 * (1 / A.lipschitz),
         splitting.PeacemanRachford: A.typical_step,
         splitting.DouglasRachford: A.typical_step,
     }
@@ -388,7 +420,7 @@ def test_stepping_by_hand(solver: str, operator: str) -> None:
         residual = solution.residual - iteration.rounding
         torch.testing.assert_close(residual * (A.norm_bound * A.norm(value) + A.norm(c)), gap, rtol=1e-6, atol=1e-9)
         beta = 0.1 * A.typical_step
-        moved = A.norm(value - prox.prox(value - beta * (A.apply(value) - c), beta))
+        moved = A.norm(value - prox.proximal(value - beta * (A.apply(value) - c), beta))
         assert (moved <= beta * (gap * (1 + 1e-9) + 1e-9)).all()
     assert all(torch.equal(t, copy) for t, copy in zip(inputs, copies, strict=True))
 

@@ -126,8 +126,8 @@ def test_a_guess_of_the_wrong_shape_is_refused_before_any_work() -> None:
 def test_the_default_dtype_does_not_round_slopes(activation: str) -> None:
     sigma = ACTIVATIONS[activation]((9,), torch.float64)
     y = torch.linspace(-2, 2, 9, dtype=torch.float64)[None]
-    expected = [sigma(y), sigma.derivative(y), sigma.prox(y, 0.3), sigma.derivative_at(sigma(y))]
+    expected = [sigma(y), sigma.derivative(y), sigma.proximal(y, 0.3), sigma.derivative_at(sigma(y))]
     torch.set_default_dtype(torch.bfloat16)
-    found = [sigma(y), sigma.derivative(y), sigma.prox(y, 0.3), sigma.derivative_at(sigma(y))]
+    found = [sigma(y), sigma.derivative(y), sigma.proximal(y, 0.3), sigma.derivative_at(sigma(y))]
     for one, other in zip(found, expected, strict=True):
         assert (one is None and other is None) or torch.equal(one, other)
