@@ -6,7 +6,6 @@ Without this module a training step of one convolution of 64 channels takes 1.3 
 from __future__ import annotations
 
 import math
-import weakref
 from collections import defaultdict
 
 import numpy
@@ -20,9 +19,18 @@ _SMALLEST_KEPT, _LARGEST_KEPT = 2**20, 2**28
 # At most so many bytes wait to be used again.
 _MOST_WAITING = 2**29
 
+_NUMPY = {torch.float32: numpy.dtype("float32"), torch.float64: numpy.dtype("float64")}
+
 # Arrays of bytes that wait to be used again, by their size. A finalizer may run anywhere, between any two lines of any
 # thread, so nothing here takes a lock: to append to a list and to pop from it are one step each.
 _waiting: dict[int, list[numpy.ndarray]] = defaultdict(list)
+
+
+class _Lent(numpy.ndarray):
+    """An array over memory that is given back when it is gone. The storage of a tensor holds it, and nothing else."""
+
+    def __del__(self) -> None:
+        _give_back(self.base)
 
 
 def recycled(like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
@@ -39,20 +47,19 @@ def recycled(like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
         The tensor. A small or very large one, and one elsewhere than on a CPU, whose allocator already does this, is
         new.
     """
-    entries = like.numel() if shape is None else math.prod(shape)
-    size = entries * like.element_size()
-    if like.device.type != "cpu" or not _SMALLEST_KEPT <= size <= _LARGEST_KEPT or is_transformed(like):
+    size = (like.numel() if shape is None else math.prod(shape)) * like.element_size()
+    kept = like.device.type == "cpu" and like.dtype in _NUMPY and _SMALLEST_KEPT <= size <= _LARGEST_KEPT
+    if not kept or is_transformed(like):
         return torch.empty_like(like) if shape is None else like.new_empty(shape)
-    with torch.inference_mode(False):
-        memory = _taken(size)
-        # The storage of the tensor keeps this array alive, and nothing else does.
-        handle = memory[:]
-        weakref.finalize(handle, _give_back, memory).atexit = False
-        flat = torch.from_numpy(handle).view(like.dtype)
-        if shape is not None:
-            return flat.view(shape).detach()
-        # The strides that torch gives a new tensor like this one: dense, in the same order.
-        return flat.as_strided(like.shape, torch.empty_like(like, device="meta").stride()).detach()
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):
+            return recycled(like, shape)
+    strides = None
+    if shape is None:
+        # Those that torch gives a new tensor like this one: dense, in the same order.
+        strides = [like.element_size() * stride for stride in torch.empty_like(like, device="meta").stride()]
+    array = _Lent(like.shape if shape is None else shape, _NUMPY[like.dtype], _taken(size), strides=strides)
+    return torch.from_numpy(array)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

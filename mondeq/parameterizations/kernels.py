@@ -31,12 +31,14 @@ def gram_skew(m: Tensor, F: Tensor, G: Tensor) -> Tensor:
 def gram(F: Tensor) -> Tensor:
     """The kernel of FᵀF, with sides 2k − 1: Σ_t F_tᵀ F_{t+d} at d."""
     out, inner, height, width = F.shape
-    products = (F.permute(2, 3, 1, 0).reshape(-1, out) @ F.flatten(1)).view(height, width, inner, inner, height, width)
-    total = F.new_zeros(())
-    for a in range(height):
-        for b in range(width):
-            total = total + functional.pad(products[a, b], (width - 1 - b, b, height - 1 - a, a))
-    return total
+    taps = F.permute(2, 3, 1, 0).reshape(-1, out)
+    products = (taps @ taps.mT).view(height * width, inner, height * width, inner).transpose(1, 2)
+    rows, columns = (torch.arange(side, device=F.device) for side in (height, width))
+    place = (rows[:, None] * (2 * width - 1) + columns).flatten()
+    offsets = place - place[:, None] + place[-1]
+    total = F.new_zeros((2 * height - 1) * (2 * width - 1), inner, inner)
+    total = total.index_add(0, offsets.flatten(), products.flatten(0, 1))
+    return total.permute(1, 2, 0).reshape(inner, inner, 2 * height - 1, 2 * width - 1)
 
 
 def proved_monotonicity(m: Tensor, F: Tensor, G: Tensor) -> float:

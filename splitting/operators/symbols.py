@@ -24,7 +24,8 @@ def stacked(symbol: Tensor) -> Tensor:
     real, imaginary = symbol.view(count, 2, rows // 2, inner).unbind(1)
     result = recycled(symbol, (count, 2, rows // 2, 2, inner))
     result[:, :, :, 0] = symbol.view(count, 2, rows // 2, inner)
-    result[:, 0, :, 1] = -imaginary
+    result[:, 0, :, 1] = imaginary
+    result[:, 0, :, 1].neg_()
     result[:, 1, :, 1] = real
     return result.view(count, rows, 2 * inner)
 
