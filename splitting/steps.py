@@ -104,7 +104,7 @@ def best_step(operator: Operator) -> float:
             rates[key] = -math.log(max(factor, 1e-6))
         return rates[key]
 
-    return operator._cached("best_step", search)
+    return operator.cached("best step", search)
 
 
 def _known_factor(operator: Operator, alpha: float) -> float | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import mondeq
 import splitting
+from mondeq.parameterizations.kernels import gram_skew
 
 OperatorFactory = Callable[[torch.dtype], splitting.Operator]
 ParameterizationFactory = Callable[[torch.dtype], mondeq.Parameterization]
@@ -85,16 +86,30 @@ def _kernel(*shape: int, seed: int = 0) -> Tensor:
 
 
 def _convolution(channels: int, size: tuple[int, int], k: int) -> OperatorFactory:
-    kernels = [0.4 * _kernel(channels, channels, k, k, seed=seed) for seed in range(2)]
-    return lambda dtype: splitting.ConvolutionOperator(*(f.to(dtype) for f in kernels), 0.5, size)
+    F, G = (0.4 * _kernel(channels, channels, k, k, seed=seed) for seed in range(2))
+    kernel = gram_skew(torch.tensor(0.5, dtype=torch.float64), F, G)
+    return lambda dtype: splitting.ConvolutionOperator(kernel.to(dtype), size)
+
+
+def _weighted_convolution() -> OperatorFactory:
+    """Λ⁻¹K per channel, with K ⋆ monotone, is monotone in Λ and, for this Λ, not in the Euclidean inner product."""
+    F, G = (0.4 * _kernel(3, 3, 3, 3, seed=seed) for seed in range(2))
+    metric = torch.logspace(-2, 2, 3, dtype=torch.float64)
+    kernel = gram_skew(torch.tensor(0.1, dtype=torch.float64), F, G) / metric[:, None, None, None]
+    kernel[:, :, 2, 2] += 0.5 * torch.eye(3, dtype=torch.float64)
+    return lambda dtype: splitting.ConvolutionOperator(kernel.to(dtype), (4, 5), metric=metric.to(dtype))
 
 
 def _multiscale(channels: tuple[int, ...], sizes: tuple[tuple[int, int], ...]) -> OperatorFactory:
     F, G = ([0.4 * _kernel(c, c, 3, 3, seed=s + i) for i, c in enumerate(channels)] for s in (1, 20))
     D = [0.4 * _kernel(b, a, 3, 3, seed=40 + i) for i, (a, b) in enumerate(pairwise(channels))]
 
+    m = torch.tensor(0.5, dtype=torch.float64)
+    composed = [gram_skew(m, f, g) for f, g in zip(F, G, strict=True)]
+
     def make(dtype: torch.dtype) -> splitting.Operator:
-        return splitting.MultiscaleOperator(*([k.to(dtype) for k in kernels] for kernels in (F, G, D)), 0.5, sizes)
+        kernels = ([k.to(dtype) for k in given] for given in (composed, F[1:], D))
+        return splitting.MultiscaleOperator(*kernels, sizes)
 
     return make
 
@@ -110,6 +125,7 @@ SMALL_OPERATORS: dict[str, OperatorFactory] = {
     "one huge weight": _huge_weight(),
     "convolution, 3×5": _convolution(1, (3, 5), 3),
     "convolution, 1×1 kernel": _convolution(3, (2, 2), 1),
+    "convolution in a metric": _weighted_convolution(),
     "multiscale": _multiscale((1, 2), ((4, 6), (3, 3))),
 } | {name: _its_operator(make) for name, make in PARAMETERIZATIONS.items()}
 # Large enough for the blockwise inverse to recurse, with blocks of odd order.

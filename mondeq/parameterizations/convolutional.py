@@ -17,6 +17,7 @@ from torch.nn import functional
 
 import splitting
 from mondeq.parameterizations.base import StronglyMonotone, check_count, flat_input
+from mondeq.parameterizations.kernels import gram_skew, proved_monotonicity
 from splitting import norms, verified
 from splitting.errors import InvalidArgument
 from splitting.operators.layout import Layout
@@ -134,7 +135,8 @@ class Conv2d(_Convolutional):
 
     def operator(self) -> splitting.ConvolutionOperator:
         F, G = _normalised(self.F, self.F_scale), _normalised(self.G, self.G_scale)
-        return splitting.ConvolutionOperator(F, G, self.m, self.size)
+        # m is left to be proved from the kernel: FᵀF may add to it.
+        return splitting.ConvolutionOperator(gram_skew(self.m, F, G), self.size)
 
     def source(self, x: Tensor) -> Tensor:
         field = self._source_field(self._input(x), self.U, self.b)
@@ -195,7 +197,9 @@ class MultiscaleConv2d(_Convolutional):
             [_normalised(kernel, None if scales is None else scales[i]) for i, kernel in enumerate(kernels)]
             for kernels, scales in ((self.F, self.F_scale), (self.G, self.G_scale), (self.D, self.D_scale))
         )
-        return splitting.MultiscaleOperator(F, G, D, self.m, self.layout.sizes)
+        kernels = [gram_skew(self.m, f, g) for f, g in zip(F, G, strict=True)]
+        m = min(proved_monotonicity(self.m, f, g) for f, g in zip(F, G, strict=True))
+        return splitting.MultiscaleOperator(kernels, F[1:], D, self.layout.sizes, strong_monotonicity=m)
 
     def source(self, x: Tensor) -> Tensor:
         field = self._source_field(self._input(x), self.U, self.b).view(*self.size, self.channels[0], len(x))

@@ -36,20 +36,21 @@ class Dense(DenseInput, StronglyMonotone):
 class GramSkewOperator(splitting.DenseOperator):
     """A = mI + FᵀF + G − Gᵀ with gradients to F, G and m.
 
-    Assembled outside the graph; gradients reach F through two thin products instead of through an (n, n) one when
-    the batch is small.
+    It is assembled outside the graph. Gradients reach F through two thin products, instead of through an (n, n) one,
+    when the batch is small.
+
+    Args:
+        F: (any, n).
+        G: (n, n).
+        m: A scalar tensor.
     """
 
     def __init__(self, F: Tensor, G: Tensor, m: Tensor) -> None:
-        self._setup((F, G, m), F.shape[1], None)
+        splitting.Operator.__init__(self, (F, G, m), (len(G),))
 
     @property
     def matrix(self) -> Tensor:
-        return self._matrix.clone()
-
-    @property
-    def _matrix(self) -> Tensor:
-        return self._assemble() if is_recorded(*self.tensors) else self._cached("matrix", self._assemble)
+        return self._assemble() if is_recorded(*self.tensors) else self.cached("matrix", self._assemble)
 
     def _assemble(self) -> Tensor:
         F, G, m = self.tensors
@@ -59,22 +60,18 @@ class GramSkewOperator(splitting.DenseOperator):
     @property
     def strong_monotonicity(self) -> float:
         """m less the rounding of the assembly; where that is a lot, what can be proved from the matrix, if better."""
+        by_construction = self.cached("by construction", self._by_construction)
+        if by_construction > 0.99 * float(self.tensors[2].detach()):
+            return by_construction
+        return max(by_construction, super().strong_monotonicity)
 
-        def bound() -> float:
-            F, G, m = self.tensors
-            size = norms.frobenius(F.double())
-            entries = size * size + 2 * norms.frobenius(G.double()) + float(m)
-            # Products below the normal numbers may vanish, whatever their size is relative to A.
-            vanished = 4 * (len(F) + 4) * len(G) * torch.finfo(self.dtype).tiny
-            by_construction = float(m) - verified.gamma(len(F) + 4, self.dtype) * entries - vanished
-            by_construction = verified.round_down(by_construction)
-            return (
-                by_construction
-                if by_construction > 0.99 * float(m)
-                else max(by_construction, self._prove_monotonicity())
-            )
-
-        return self._cached("strong_monotonicity", bound)
+    def _by_construction(self) -> float:
+        F, G, m = self.tensors
+        size = norms.frobenius(F.double())
+        entries = size * size + 2 * norms.frobenius(G.double()) + float(m)
+        # Products below the normal numbers may vanish, whatever their size is relative to A.
+        vanished = 4 * (len(F) + 4) * len(G) * torch.finfo(self.dtype).tiny
+        return verified.round_down(float(m) - verified.gamma(len(F) + 4, self.dtype) * entries - vanished)
 
     def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
         F, _, _ = self.tensors

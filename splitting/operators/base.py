@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from splitting import verified
-from splitting.context import full_precision
 from splitting.derived import Derived
 from splitting.errors import InvalidArgument
 
@@ -26,33 +25,56 @@ _ORDINARY_POWER = 20
 
 
 class Resolvent(ABC):
-    """V = (I + αA)⁻¹ as a value: call it on states. `resolvent.adjoint` equals the resolvent of A's adjoint."""
+    """V = (I + αA)⁻¹ as a value: call it on states."""
 
     @abstractmethod
     def __call__(self, v: Tensor) -> Tensor:
-        """V v for states v (batch, *state_shape)."""
+        """V v.
+
+        Args:
+            v: States (batch, *state_shape).
+
+        Returns:
+            States like v, in a new tensor.
+        """
 
     @abstractmethod
-    def reflect(self, v: Tensor, memory: Tensor | None = None) -> Tensor:
-        """(2V − I) v: the reflected resolvent, in as few passes over memory as the operator can.
+    def reflect(self, v: Tensor) -> Tensor:
+        """(2V − I) v: the reflected resolvent.
 
-        memory: a tensor like v, not v itself, that may be overwritten and returned.
+        Args:
+            v: States (batch, *state_shape).
+
+        Returns:
+            States like v, in a new tensor.
         """
 
     @property
     @abstractmethod
     def adjoint(self) -> Resolvent:
-        """Vᵀ = (I + αAᵀ)⁻¹, sharing this one's factors."""
+        """Vᵀ = (I + αAᵀ)⁻¹, the resolvent of the operator's adjoint. It shares the factors of this one."""
 
 
 class Operator(ABC):
     """A linear map A on states, strongly monotone in its metric.
 
-    tensors: what A is made of and what gradients flow to. state_shape: of one state. metric: the diagonal of Λ, shaped
-    to multiply states, or None for Λ = I. strong_monotonicity: m where it is known by construction of these values.
     A is always that of the values that its tensors have now. What is derived from them (assembled matrices, resolvents,
-    bounds) is computed on demand and kept until a value changes; `frozen` makes that comparison once for a computation.
+    bounds) is computed on demand, goes through `cached`, and is kept until a value changes. `frozen` makes that
+    comparison once for a whole computation.
+
+    Args:
+        tensors: What A is made of and what gradients flow to.
+        state_shape: The shape of one state.
+        metric: The diagonal of Λ, positive, shaped to multiply states; None for Λ = I.
+        strong_monotonicity: A lower bound on m that is known by construction of these values; None if there is none.
     """
+
+    tensors: tuple[Tensor, ...]
+    """What A is made of and what gradients flow to."""
+    state_shape: torch.Size
+    """The shape of one state."""
+    metric: Tensor | None
+    """The diagonal of Λ, shaped to multiply states; None for Λ = I."""
 
     def __init__(
         self,
@@ -68,33 +90,63 @@ class Operator(ABC):
         self._derived: Derived | None = None
         self._is_frozen = False
         if strong_monotonicity is not None:
-            self._results["strong_monotonicity"] = float(strong_monotonicity)
+            self.cached("known monotonicity", lambda: float(strong_monotonicity))
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of A and of its states: float32 or float64."""
         return self.tensors[0].dtype
 
     @property
     def device(self) -> torch.device:
+        """The device of A and of its states."""
         return self.tensors[0].device
 
     @abstractmethod
     def apply(self, z: Tensor) -> Tensor:
-        """A z for states z (batch, *state_shape); differentiable in z and in `tensors`."""
+        """A z, differentiable in z and in `tensors`.
+
+        Args:
+            z: States (batch, *state_shape).
+
+        Returns:
+            States like z.
+        """
+
+    @abstractmethod
+    def apply_adjoint(self, z: Tensor) -> Tensor:
+        """Aᵀ z, differentiable in z and in `tensors`.
+
+        Args:
+            z: States (batch, *state_shape).
+
+        Returns:
+            States like z.
+        """
 
     @property
-    @abstractmethod
     def adjoint(self) -> Operator:
-        """Aᵀ, with metric Λ⁻¹ and the same m and L."""
+        """Aᵀ, which has the metric Λ⁻¹ and the same m and L. It shares all results with A."""
+        return Adjoint(self)
 
     @abstractmethod
     def resolvent(self, alpha: float) -> Resolvent:
-        """(I + αA)⁻¹, checked on a probe. Raises ResolventError if the computed inverse does not invert."""
+        """(I + αA)⁻¹, checked on a probe.
+
+        Args:
+            alpha: The step α > 0.
+
+        Returns:
+            The resolvent, the same object as long as no value changes.
+
+        Raises:
+            ResolventError: The computed inverse does not invert.
+        """
 
     @property
     @abstractmethod
     def strong_monotonicity(self) -> float:
-        """m: a proved lower bound, rounding included. May be ≤ 0, and then nothing is guaranteed."""
+        """m: a proved lower bound, rounding included. It may be ≤ 0, and then nothing is guaranteed."""
 
     @property
     @abstractmethod
@@ -104,75 +156,138 @@ class Operator(ABC):
     @property
     @abstractmethod
     def frobenius(self) -> float:
-        """‖Λ^½ A Λ^-½‖_F: cheap, and never less than ‖Λ^½ A Λ^-½‖₂ (up to rounding)."""
+        """‖Λ^½ A Λ^-½‖_F. It is cheap, and never less than ‖Λ^½ A Λ^-½‖₂ (up to rounding)."""
 
     @property
     def norm_bound(self) -> float:
-        """Cheap upper bound (up to rounding) on ‖Λ^½ A Λ^-½‖₂; ‖·‖_F unless the structure of A gives a better one."""
+        """A cheap upper bound (up to rounding) on ‖Λ^½ A Λ^-½‖₂: ‖·‖_F unless the structure of A gives a better one."""
         return self.frobenius
 
     def distance_bound(self, shift: float) -> float:
-        """Cheap upper bound (up to rounding) on ‖Λ^½ (A − shift·I) Λ^-½‖₂: what residuals are bounded with."""
+        """A cheap upper bound (up to rounding) on ‖Λ^½ (A − shift·I) Λ^-½‖₂: what residuals are bounded with.
+
+        Args:
+            shift: Any number.
+
+        Returns:
+            The bound, in units of A.
+        """
         return self.norm_bound + abs(shift)
 
     def cayley_norm(self, alpha: float) -> float | None:
-        """‖(I − αA)(I + αA)⁻¹‖_Λ, estimated for choosing α, where the structure of A makes that cheap; else None."""
+        """An estimate of ‖(I − αA)(I + αA)⁻¹‖_Λ for choosing α.
+
+        Args:
+            alpha: The step α > 0.
+
+        Returns:
+            The estimate where the structure of A makes it cheap; otherwise None.
+        """
         return None
 
     def arranged(self, z: Tensor) -> Tensor:
-        """z in the memory order that this operator works on: itself where it already lies so, else a copy."""
+        """States of the same values, with the strides that this operator's own results have.
+
+        Args:
+            z: States (batch, *state_shape).
+
+        Returns:
+            z itself where it already lies so, else a copy.
+        """
         return z
 
     @abstractmethod
     def rounding(self, z: Tensor) -> Tensor:
-        """Upper bound, per sample, on ‖fl(A z) − A z‖_Λ for `apply` in this dtype."""
+        """An upper bound on ‖fl(A z) − A z‖_Λ for `apply` in this dtype.
+
+        Args:
+            z: States (batch, *state_shape).
+
+        Returns:
+            The bound per sample, float64 (batch,).
+        """
 
     @abstractmethod
     def double(self) -> Operator:
-        """The same numbers in float64."""
+        """The operator of the same numbers in float64."""
+
+    @abstractmethod
+    def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
+        """∂⟨q, A z⟩/∂t for each t of `tensors`, summed over the batch and itself differentiable.
+
+        Args:
+            q: States (batch, *state_shape).
+            z: States like q.
+
+        Returns:
+            One tensor like t for each t of `tensors`; None for one that needs no gradient.
+        """
 
     def frozen(self) -> Self:
-        """This operator for a computation during which its tensors keep their values, which are compared only now."""
+        """This operator for a computation during which its tensors keep their values. They are compared only now."""
         return self if self._is_frozen else self.rebind(*self.tensors)
 
     def rebind(self, *tensors: Tensor) -> Self:
-        """This operator on other handles of the *same values*: results are shared, gradients flow to `tensors`.
+        """This operator on other handles of the *same values*: results are shared, gradients flow to the handles.
 
-        Like `frozen`, it relies on them to keep their values.
+        Args:
+            tensors: One for each of `tensors`. Like `frozen`, it relies on them to keep their values.
+
+        Returns:
+            The operator of these handles.
         """
-        twin = self.replace(*tensors)
-        twin._derived, twin._is_frozen = self._current(), True
-        return twin
+        return self._bound(tensors, self.metric, self._current())
 
     def snapshot(self) -> Self:
         """This operator on copies of its values, which no change of its own tensors reaches."""
         current = self._current()
         metric = None if self.metric is None else current.values[-1]
-        twin = self.replace(*current.values[: len(self.tensors)], metric=metric)
-        twin._derived, twin._is_frozen = current, True
-        return twin
+        return self._bound(current.values[: len(self.tensors)], metric, current)
 
     def replace(self, *tensors: Tensor, metric: Tensor | None = None) -> Self:
-        """The operator of this kind made of new values, with the same metric unless another is given."""
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        twin.tensors = tensors
-        twin.metric = self.metric if metric is None else metric.detach()
-        twin._derived, twin._is_frozen = None, False
-        return twin
+        """The operator of this kind that is made of new values. Nothing is shared or known of it by construction.
 
-    @abstractmethod
-    def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
-        """∂⟨q, A z⟩/∂t for each t of `tensors`, itself differentiable; None for a t that needs none."""
+        Args:
+            tensors: One for each of `tensors`.
+            metric: The diagonal of another Λ; None keeps the metric.
+
+        Returns:
+            The new operator.
+        """
+        return self._bound(tensors, self.metric if metric is None else metric.detach(), None)
+
+    def cached(self, key: object, compute: Callable[[], T]) -> T:
+        """A result that is computed once per set of values of `tensors` and `metric`.
+
+        Args:
+            key: What tells this result from others, hashable.
+            compute: Makes it; called without a graph and in full precision.
+
+        Returns:
+            What `compute()` returned for the present values.
+        """
+        return self._current().result(key, compute)
+
+    @property
+    def known_monotonicity(self) -> float | None:
+        """The lower bound on m that was given at construction; None without one, and once a value has changed."""
+        return self.cached("known monotonicity", lambda: None)
 
     @property
     def root_metric(self) -> Tensor | None:
-        """The diagonal of Λ^½ in the operator's dtype, or None for Λ = I."""
+        """The diagonal of Λ^½ in the operator's dtype; None for Λ = I."""
         metric = self.metric
-        return None if metric is None else self._cached("root_metric", lambda: metric.double().sqrt().to(self.dtype))
+        return None if metric is None else self.cached("root metric", lambda: metric.double().sqrt().to(self.dtype))
 
     def norm(self, z: Tensor) -> Tensor:
-        """‖z‖_Λ of each sample of z (batch, *state_shape)."""
+        """‖z‖_Λ of each sample.
+
+        Args:
+            z: States (batch, *state_shape).
+
+        Returns:
+            Norms (batch,) in the dtype of z.
+        """
         root = self.root_metric
         # Over all dimensions instead of flattened: a state may lie in memory in another order than its shape's.
         return torch.linalg.vector_norm(z if root is None else z * root, dim=tuple(range(1, z.ndim)))
@@ -185,14 +300,18 @@ class Operator(ABC):
         metric = self.metric
         if metric is None:
             return self
-        power = self._cached("power of the metric", lambda: verified.normalised(metric.double())[1])
+        power = self.cached("power of the metric", lambda: verified.normalised(metric.double())[1])
         if abs(power) <= _ORDINARY_POWER:
             return self
         return self.replace(*self.tensors, metric=verified.normalised(metric.double())[0]).frozen()
 
     @property
     def typical_step(self) -> float:
-        """√n/‖A‖_F in the metric: the reciprocal of A's root-mean-square singular value, the cheap step choice."""
+        """√n/‖A‖_F in the metric: the reciprocal of A's root-mean-square singular value, the cheap choice of α.
+
+        Raises:
+            InvalidArgument: ‖A‖_F is not finite.
+        """
         size = self.frobenius
         if not math.isfinite(size):
             raise InvalidArgument(
@@ -204,7 +323,7 @@ class Operator(ABC):
         return min(math.sqrt(max(self.state_shape.numel(), 1)) / size, largest) if size else 1.0
 
     def _current(self) -> Derived:
-        """What belongs to the present values: a new, empty one if they have changed."""
+        """What belongs to the present values: new, and empty, if they have changed."""
         if self._derived is not None and self._is_frozen:
             return self._derived
         tensors = self.tensors if self.metric is None else (*self.tensors, self.metric)
@@ -212,87 +331,70 @@ class Operator(ABC):
             self._derived = Derived(tensors)
         return self._derived
 
-    @property
-    def _results(self) -> dict[Any, Any]:
-        return self._current().results
-
-    def _cached(self, key: object, compute: Callable[[], T]) -> T:
-        """`compute()`, once per set of values, without a graph and in full precision."""
-        results = self._results
-        if key not in results:
-            with torch.inference_mode(False), torch.no_grad(), full_precision(self.device):
-                results[key] = compute()
-        value: T = results[key]
-        return value
+    def _bound(self, tensors: Sequence[Tensor], metric: Tensor | None, derived: Derived | None) -> Self:
+        """The operator of this kind on other tensors and their metric, frozen if it is given what they derive."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin.tensors, twin.metric, twin._derived, twin._is_frozen = tuple(tensors), metric, derived, derived is not None
+        return twin
 
 
-class AdjointView(Operator):
-    """Aᵀ as a view of `base`: same tensors, a cache within its cache, metric Λ⁻¹. A subclass gives `apply`.
+def _of_base(name: str) -> Any:
+    """The attribute that a view has of its base."""
+    return property(lambda view: getattr(view.base, name))
 
-    Scaling A by Λ^½ from the left and Aᵀ by Λ^-½ gives transposes of one matrix: m, L and ‖·‖_F are the base's.
+
+class Adjoint(Operator):
+    """Aᵀ as a view of A: the same tensors and results, the metric Λ⁻¹.
+
+    Scaling A by Λ^½ from the left and Aᵀ by Λ^-½ gives transposes of one matrix: all norms and m are those of A.
+
+    Args:
+        base: A.
     """
+
+    base: Operator
+    """A."""
 
     def __init__(self, base: Operator) -> None:
         self.base = base
-        self.state_shape = base.state_shape
+
+    tensors, state_shape = _of_base("tensors"), _of_base("state_shape")
+    strong_monotonicity, known_monotonicity = _of_base("strong_monotonicity"), _of_base("known_monotonicity")
+    lipschitz, frobenius, norm_bound = _of_base("lipschitz"), _of_base("frobenius"), _of_base("norm_bound")
+    distance_bound, cayley_norm = _of_base("distance_bound"), _of_base("cayley_norm")
+    arranged = _of_base("arranged")
+    adjoint = property(lambda view: view.base)
 
     @property
-    def metric(self) -> Tensor | None:  # type: ignore[override]  # nor a metric
+    def metric(self) -> Tensor | None:  # type: ignore[override]  # a view has none of its own
         # In float64, in which the reciprocal is that of the metric to a rounding that all bounds have room for.
         return None if self.base.metric is None else self.base.metric.double().reciprocal()
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]  # a view has no tensors of its own
-        return self.base.tensors
+    def apply(self, z: Tensor) -> Tensor:
+        return self.base.apply_adjoint(z)
 
-    def _current(self) -> Derived:
-        return self.base._current()
-
-    @property
-    def _results(self) -> dict[Any, Any]:
-        results: dict[Any, Any] = self.base._results.setdefault("adjoint", {})
-        return results
-
-    @property
-    def adjoint(self) -> Operator:
-        return self.base
+    def apply_adjoint(self, z: Tensor) -> Tensor:
+        return self.base.apply(z)
 
     def resolvent(self, alpha: float) -> Resolvent:
         return self.base.resolvent(alpha).adjoint
-
-    @property
-    def strong_monotonicity(self) -> float:
-        return self.base.strong_monotonicity
-
-    @property
-    def lipschitz(self) -> float:
-        return self.base.lipschitz
-
-    @property
-    def frobenius(self) -> float:
-        return self.base.frobenius
-
-    @property
-    def norm_bound(self) -> float:
-        return self.base.norm_bound
-
-    def distance_bound(self, shift: float) -> float:
-        return self.base.distance_bound(shift)
-
-    def cayley_norm(self, alpha: float) -> float | None:
-        return self.base.cayley_norm(alpha)
-
-    def arranged(self, z: Tensor) -> Tensor:
-        return self.base.arranged(z)
 
     def norm(self, z: Tensor) -> Tensor:
         return self.base.norm(z) if self.metric is None else super().norm(z)
 
     def rounding(self, z: Tensor) -> Tensor:
-        return self.base.rounding(z)
+        # ‖z‖ in the metric Λ⁻¹ is ‖Λ⁻¹z‖_Λ.
+        return self.base.rounding(z if self.metric is None else z * self.metric)
 
     def double(self) -> Operator:
         return self.base.double().adjoint
+
+    def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
+        return self.base.pairing_gradient(z, q)
+
+    def cached(self, key: object, compute: Callable[[], T]) -> T:
+        return self.base.cached(("adjoint", key), compute)
 
     def frozen(self) -> Self:
         return type(self)(self.base.frozen())
@@ -305,6 +407,3 @@ class AdjointView(Operator):
 
     def replace(self, *tensors: Tensor, metric: Tensor | None = None) -> Self:
         return type(self)(self.base.replace(*tensors, metric=None if metric is None else metric.reciprocal()))
-
-    def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
-        return self.base.pairing_gradient(z, q)

@@ -1,9 +1,9 @@
-"""A = mI + FᵀF + G − Gᵀ with circular correlations on one torus or on several tiers of decreasing resolution.
+"""Circular correlations given by their kernels, on one torus or on several tiers of decreasing resolution.
 
-F is block lower-bidiagonal: F_i acts on tier i, D_i leads from tier i to tier i + 1 with stride 2; G is chosen so that
-the upper half of A cancels. That leaves A_ii = mI + F_iᵀF_i + D_iᵀD_i + G_i − G_iᵀ and A_{i+1,i} = 2 F_{i+1}ᵀ D_i, all
-else 0, whose symmetric part is that of mI + FᵀF (Winston & Kolter 2020, arXiv 2006.08591, appendix D).
-Every A_ii is inverted frequency by frequency, the tiers one after the other.
+On one torus A z = K ⋆ z. Tier i of several has a kernel K_i, and D_i leads from it to tier i + 1 with stride 2:
+A_ii = K_i + D_iᵀD_i, A_{i+1,i} = 2F_{i+1}ᵀD_i, all else 0. Then ⟨z, A z⟩ = Σ ⟨z_i, (K_i − F_iᵀF_i) z_i⟩ +
+‖D_i z_i + F_{i+1} z_{i+1}‖², F_0 = 0, so that A is as monotone as the worst K_i − F_iᵀF_i is (Winston & Kolter 2020,
+arXiv 2006.08591, appendix D). Every A_ii is inverted frequency by frequency, the tiers one after the other.
 """
 
 from __future__ import annotations
@@ -19,19 +19,10 @@ from torch import Tensor
 
 from splitting import norms, verified
 from splitting.context import full_precision, is_recorded
-from splitting.errors import InvalidType
-from splitting.operators.base import AdjointView, Operator, Resolvent
-from splitting.operators.kernels import (
-    autocorrelation_gradient,
-    block_kernel,
-    block_sides,
-    centre,
-    check_kernels,
-    resized,
-    scalar,
-    transposed,
-)
-from splitting.operators.layout import ImageLayout, Layout
+from splitting.errors import InvalidArgument
+from splitting.operators.base import Operator, Resolvent
+from splitting.operators.kernels import check_kernel, check_size, check_square, check_tiers
+from splitting.operators.layout import ImageLayout, Layout, divided, united
 from splitting.operators.symbols import (
     CHUNK,
     cayley,
@@ -45,19 +36,21 @@ from splitting.operators.symbols import (
     unstacked,
 )
 from splitting.operators.torus import Torus, symbol_rounding
-from splitting.scratch import may_overwrite, scratch
+from splitting.scratch import product, recycled
 
 Spectra = list[Tensor]
+
+# Frequencies of each kind at which the rate of an iteration is estimated.
+_SAMPLED = 8
 
 
 @dataclass(frozen=True)
 class _Symbols:
-    """The kernels of mI + FᵀF + G − Gᵀ; in the frequency domain, the symbols of A_ii, the stacked D_i and F_{i+1}.
+    """In the frequency domain: the symbols of A_ii, the stacked D_i and F_{i+1}.
 
     F is on the whole torus of its tier: as four images it would be a matrix four times as large.
     """
 
-    kernels: list[Tensor]
     A: Spectra
     D: Spectra
     F: Spectra
@@ -79,65 +72,79 @@ class _Symbols:
 
 
 class MultiscaleOperator(Operator):
-    """A on states (batch, N) that hold tiers of (channels, height, width) each, one after the other.
+    """Correlations on tiers of decreasing resolution, each coupled to the next: A_ii and A_{i+1,i} as above.
 
-    F, G: one kernel (channels, channels, k, k) per tier, D: one (channels below, channels, k, k) between neighbours;
-    k odd. m > 0: strong monotonicity, a number or a scalar tensor. sizes: (height, width) of every tier's torus; a tier
-    with a successor has even sides, and its successor at least half of them (zeros fill the rest). `tiers` gives a
-    state's images. Within a tier a state runs over rows, columns, channels; of a tier with a successor first over the
-    pixels of equal parity. Raises InvalidArgument, InvalidType.
+    A state (batch, N) holds the tiers one after the other; `tiers` gives them as images. Within a tier a state runs
+    over rows, columns, channels; in a tier with a successor first over the pixels of equal parity.
+
+    Args:
+        kernels: K_i of every tier, (channels, channels, k, k), k odd. A kernel larger than its torus wraps around.
+        F: F_i of every tier but the first, (any, channels, k, k).
+        D: D_i of every tier but the last, (what F_{i+1} maps to, channels, k, k).
+        sizes: (height, width) of every tier's torus. A tier with a successor has even sides, and its successor at least
+            half of them; zeros fill the rest.
+        strong_monotonicity: A lower bound on m that is known by construction. Left out, the smallest eigenvalue of the
+            Hermitian part of K_i − F_iᵀF_i is proved frequency by frequency on first use, in float64.
+
+    Raises:
+        InvalidArgument: Shapes or sizes do not fit.
+        InvalidType: A kernel is none, or of another dtype.
     """
 
     def __init__(
         self,
+        kernels: Sequence[Tensor],
         F: Sequence[Tensor],
-        G: Sequence[Tensor],
         D: Sequence[Tensor],
-        m: float | Tensor,
         sizes: Sequence[tuple[int, int]],
+        *,
+        strong_monotonicity: float | None = None,
     ) -> None:
-        check_kernels(F, G, D, sizes)
-        m = scalar(m, F[0])
-        channels = tuple(kernel.shape[1] for kernel in F)
-        self._layout = Layout(tuple((int(h), int(w)) for h, w in sizes), channels)
-        super().__init__((m, *F, *G, *D), (sum(self._layout.entries),))
+        check_tiers(kernels, F, D, sizes)
+        self._layout = Layout(tuple((int(h), int(w)) for h, w in sizes), tuple(map(len, kernels)))
+        super().__init__((*kernels, *F, *D), (sum(self._layout.entries),), strong_monotonicity=strong_monotonicity)
 
     def tiers(self, z: Tensor) -> list[Tensor]:
-        """The tiers of states z as images (batch, channels, height, width)."""
+        """The tiers of states as images.
+
+        Args:
+            z: States (batch, *state_shape).
+
+        Returns:
+            One tensor (batch, channels, height, width) per tier.
+        """
         return self._layout.images(z)
 
     def state(self, tiers: Sequence[Tensor]) -> Tensor:
-        """The states with these tiers, each (batch, channels, height, width): `tiers` inverted."""
+        """The states with these tiers: `tiers` inverted.
+
+        Args:
+            tiers: One tensor (batch, channels, height, width) per tier.
+
+        Returns:
+            States (batch, *state_shape).
+        """
         return self._layout.state(tiers)
 
     def apply(self, z: Tensor) -> Tensor:
         symbols = self._symbols()
         return self._multiply(symbols.stacked_A, symbols.links(), z)
 
-    def _apply_adjoint(self, z: Tensor) -> Tensor:
+    def apply_adjoint(self, z: Tensor) -> Tensor:
         symbols = self._symbols()
         return self._multiply([s.mT for s in symbols.stacked_A], symbols.links(up=True), z)
 
     def _multiply(self, diagonal: Spectra, links: list[_Link], z: Tensor) -> Tensor:
         with full_precision(z.device):
-            return self._multiply_exactly(diagonal, links, z)
-
-    def _multiply_exactly(self, diagonal: Spectra, links: list[_Link], z: Tensor) -> Tensor:
-        spectra = self._analyse(z)
-        pairs = zip(diagonal, spectra, strict=True)
-        images = [_product(f"image {i}", symbol, x) for i, (symbol, x) in enumerate(pairs)]
-        for link in links:
-            images[link.target] = images[link.target] + link(self._layout, 2 * spectra[link.origin])
-        toruses = self._layout.toruses
-        fields = [t.synthesise(x) for t, x in zip(toruses, images, strict=True)]
-        return self._layout.unflat(torch.cat([f.flatten(0, 2) for f in fields]))
-
-    @property
-    def adjoint(self) -> Operator:
-        return _Adjoint(self)
+            spectra = self._analyse(z)
+            images = [product(symbol, x) for symbol, x in zip(diagonal, spectra, strict=True)]
+            for link in links:
+                images[link.target] = images[link.target] + link(self._layout, 2 * spectra[link.origin])
+            toruses = self._layout.toruses
+            return self._layout.joined([t.synthesise(x) for t, x in zip(toruses, images, strict=True)])
 
     def resolvent(self, alpha: float) -> Resolvent:
-        return self._cached(("resolvent", alpha), lambda: self._invert(alpha))
+        return self.cached(("resolvent", alpha), lambda: self._invert(alpha))
 
     def _invert(self, alpha: float) -> _Substitution:
         symbols = self._symbols()
@@ -145,38 +152,50 @@ class MultiscaleOperator(Operator):
 
     @property
     def strong_monotonicity(self) -> float:
-        """m exactly: A is defined by its kernels, not by a rounded matrix."""
-        return float(self.tensors[0].detach())
+        known = self.known_monotonicity
+        # The same numbers in float64 have the same m and L: they are proved once for both.
+        exact = self.double()
+        return exact.cached("strong monotonicity", exact._prove_monotonicity) if known is None else known
+
+    def _prove_monotonicity(self) -> float:
+        """The smallest eigenvalue of the Hermitian part of K_i − F_iᵀF_i at any frequency."""
+        kernels, F, _ = self._in_metric()
+        least = math.inf
+        for i, (torus, kernel) in enumerate(zip(self._layout.wholes, kernels, strict=True)):
+            symbols, error = [stacked(torus.symbol(kernel))], _symbol_error(kernel, torch.float64)
+            if i:
+                symbols.append(stacked(torus.symbol(F[i - 1])))
+                error += _square_error(F[i - 1], torch.float64, _size(kernel))
+            for block, *same in zip(*(s.split(CHUNK) for s in symbols), strict=True):
+                part = (block + block.mT) / 2
+                part = part - same[0].mT @ same[0] if same else part
+                least = min(least, verified.smallest_eigenvalue((part + part.mT) / 2, perturbation=error))
+        return least
 
     @property
     def lipschitz(self) -> float:
-        # The same numbers in float64 have the same L: it is proved once for both.
         exact = self.double()
-        return exact._cached("lipschitz", exact._prove_lipschitz)
+        return exact.cached("lipschitz", exact._prove_lipschitz)
 
     def _prove_lipschitz(self) -> float:
         """Σ over diagonals of the largest block norm: ‖A_ii‖ are those of their symbols, the rest products of two."""
-        symbols = self._symbols()
-        diagonal = max(map(spectral_norm, symbols.stacked_A, self._symbol_errors(torch.float64)))
-        if not symbols.D:
-            return diagonal
-        relative = self._symbol_rounding(torch.float64)
-        sizes = self._kernel_sizes()
-        F = [spectral_norm(s, relative * f) for s, (f, _, _) in zip(symbols.F, sizes[1:], strict=True)]
-        D = [spectral_norm(s, relative * d) for s, (_, _, d) in zip(symbols.D, sizes, strict=False)]
-        return verified.round_up(diagonal + max(2 * f * d for f, d in zip(F, D, strict=True)))
+        symbols, (kernels, F, D) = self._symbols_in_metric(), self._in_metric()
+        diagonal = max(map(spectral_norm, symbols.stacked_A, _block_errors(kernels, D, torch.float64)))
+        same = [spectral_norm(s, _symbol_error(f, torch.float64)) for s, f in zip(symbols.F, F, strict=True)]
+        down = [spectral_norm(s, _symbol_error(d, torch.float64)) for s, d in zip(symbols.D, D, strict=True)]
+        return verified.round_up(diagonal + max((2 * f * d for f, d in zip(same, down, strict=True)), default=0.0))
 
     @property
     def frobenius(self) -> float:
         def compute() -> float:
-            symbols = self._symbols()
+            symbols = self._symbols_in_metric()
             squares = sum(_squared_size(t, s) for t, s in zip(self._layout.toruses, symbols.A, strict=True))
             for i, (D, F) in enumerate(symbols.couplings):
                 largest = frobenius(unstacked(F)).amax().square()
                 squares = squares + 4 * largest * _squared_size(self._layout.toruses[i], unstacked(D))
             return math.sqrt(float(squares))
 
-        return self._cached("frobenius", compute)
+        return self.cached("frobenius", compute)
 
     @property
     def norm_bound(self) -> float:
@@ -185,21 +204,18 @@ class MultiscaleOperator(Operator):
         return middle + self.distance_bound(middle)
 
     def distance_bound(self, shift: float) -> float:
-        """max over tiers of a bound on ‖A_ii − shift·I‖, plus what couples tiers.
-
-        For a tier with a successor those of mI + FᵀF + G − Gᵀ − shift·I and of DᵀD are added: seen on the whole torus,
-        instead of as four images, the first has smaller matrices, whose bound is sharper and costs less.
-        """
-
+        # The largest bound on ‖A_ii − shift·I‖, plus what couples tiers. For a tier with a successor those of
+        # K_i − shift·I and of DᵀD are added: seen on the whole torus, instead of as four images, the first has smaller
+        # matrices, whose bound is sharper and costs less.
         def compute() -> float:
-            symbols = self._symbols()
-            whole = [t.symbol(k) for t, k in zip(self._layout.wholes, symbols.kernels[:-1], strict=False)]
+            symbols, (kernels, _, _) = self._symbols_in_metric(), self._in_metric()
+            whole = [t.symbol(k) for t, k in zip(self._layout.wholes, kernels[:-1], strict=False)]
             squares = [down * down for down, _ in self._coupling_norms]
             pairs = zip([*whole, symbols.A[-1]], [*squares, 0.0], strict=True)
             blocks = [float(two_norm_bound(symbol, shift)) + square for symbol, square in pairs]
             return max(blocks) + max((2 * down * same for down, same in self._coupling_norms), default=0.0)
 
-        return self._cached(("distance_bound", shift), compute)
+        return self.cached(("distance bound", shift), compute)
 
     @property
     def _coupling_norms(self) -> list[tuple[float, float]]:
@@ -209,195 +225,174 @@ class MultiscaleOperator(Operator):
             pairs = self._symbols().couplings
             return [(float(two_norm_bound(unstacked(D))), float(two_norm_bound(unstacked(F)))) for D, F in pairs]
 
-        return self._cached("coupling_norms", compute)
+        return self.cached("coupling norms", compute)
 
     def cayley_norm(self, alpha: float) -> float:
-        """The largest ‖(I − αÂ_ii)(I + αÂ_ii)⁻¹‖₂ over the tiers, at a sample of frequencies, by power iteration.
-
-        What couples tiers is left out: it decides about transients, not about the rate.
-        """
-        return max(cayley_norm(symbol, alpha) for symbol in self._cached("sample", self._sample))
+        # The largest ‖(I − αÂ_ii)(I + αÂ_ii)⁻¹‖₂ over the tiers, at a sample of frequencies, by power iteration. What
+        # couples tiers is left out: it decides about transients, not about the rate.
+        return max(cayley_norm(symbol, alpha) for symbol in self.cached("sample", self._sample))
 
     def _sample(self) -> Spectra:
         """The symbols of A_ii at the frequencies where they are largest, and at some that are evenly spaced."""
         samples = []
-        for symbol in self._symbols().A:
+        for symbol in self._symbols_in_metric().A:
             largest = frobenius(symbol).topk(min(_SAMPLED, len(symbol))).indices
             even = torch.arange(0, len(symbol), -(-len(symbol) // _SAMPLED), device=symbol.device)
             samples.append(symbol[torch.cat([largest, even])])
         return samples
 
     def rounding(self, z: Tensor) -> Tensor:
-        relative, absolute = self._cached("rounding", self._rounding)
+        relative, absolute = self.cached("rounding", self._rounding)
         return relative * verified.vector_norm(z) + absolute
 
     def _rounding(self) -> tuple[float, float]:
-        """(a, b) with ‖fl(A z) − A z‖ ≤ a‖z‖ + b.
+        """(a, b) with ‖fl(A z) − A z‖_Λ ≤ a‖z‖₂ + b.
 
         a: the errors of transforms, products and symbols, each times what follows. b: what products below the normal
         numbers of the dtype may add.
         """
-        sizes = self._kernel_sizes()
-        size = 0.0
-        for i, (f, g, d) in enumerate(sizes):
-            size += float(self.tensors[0].detach()) + f * f + d * d + 2 * g + (2 * f * sizes[i - 1][2] if i else 0.0)
+        kernels, F, D = self._kernels()
+        size, symbol = sum(map(_size, kernels)), sum(_block_errors(kernels, D, self.dtype))
+        for f, d in zip(F, D, strict=True):
+            down, same = _size(d), _size(f)
+            size += down * down + 2 * down * same
+            symbol += 2 * (down * _symbol_error(f, self.dtype) + same * _symbol_error(d, self.dtype))
         per_pass = sum(
             t.rounding(self.dtype)
             + whole.rounding(self.dtype)
             + verified.gamma(8 * t.phases**2 * c + 16, self.dtype) * math.sqrt(2 * t.phases**2 * c)
             for t, whole, c in zip(self._layout.toruses, self._layout.wholes, self._layout.channels, strict=True)
         )
-        symbol = sum(self._symbol_errors(self.dtype)) + 2 * size * self._symbol_rounding(self.dtype)
         absolute = 64 * self.state_shape.numel() ** 1.5 * torch.finfo(self.dtype).tiny * (1 + size)
-        return verified.round_up(10 * size * per_pass + 4 * symbol), verified.round_up(absolute)
-
-    def _kernel_sizes(self) -> list[tuple[float, float, float]]:
-        """Upper bounds, per tier, on the 2-norm of the entrywise modulus of the symbols of F, G and D (0 for none)."""
-
-        def size(kernel: Tensor, phases: int) -> float:
-            return phases * norms.frobenius(kernel.detach().double().abs().sum((2, 3))) * (1 + 1e-12)
-
-        _, F, G, D = self._kernels()
-        toruses = self._layout.toruses
-        downs = [size(d, t.phases) for d, t in zip(D, toruses, strict=False)] + [0.0]
-        return [(size(f, t.phases), size(g, t.phases), d) for f, g, d, t in zip(F, G, downs, toruses, strict=True)]
-
-    def _symbol_rounding(self, dtype: torch.dtype) -> float:
-        """Upper bound on the error of a computed symbol relative to its kernel's size."""
-        # FᵀF + G − Gᵀ has at most five times the entries of the larger kernel.
-        return symbol_rounding(5 * self._taps, dtype)
-
-    @property
-    def _taps(self) -> int:
-        """Number of entries, in space, of the largest kernel."""
-        return max(k.shape[2] * k.shape[3] for k in self.tensors[1:])
-
-    def _symbol_errors(self, dtype: torch.dtype) -> list[float]:
-        """Upper bounds, per tier, on ‖fl(Â(ω)) − Â(ω)‖₂ where the symbols are computed in `dtype`."""
-        _, F, _, D = self._kernels()
-        # FᵀF is a sum over channels and taps, DᵀD one over channels.
-        products = verified.gamma(16 * self._taps * max(max(k.shape[:2]) for k in (*F, *D)) + 64, dtype)
-        relative = 4 * (self._symbol_rounding(dtype) + products)
-        return [
-            relative * (float(self.tensors[0].detach()) + f * f + d * d + 2 * g) for f, g, d in self._kernel_sizes()
-        ]
+        root = 1.0 if self.root_metric is None else float(self.root_metric.amax())
+        return verified.round_up(root * (10 * size * per_pass + 4 * symbol)), verified.round_up(root * absolute)
 
     def double(self) -> Self:
         if self.dtype == torch.float64:
             return self
-        return self._cached("double", lambda: self.replace(*(t.detach().double() for t in self.tensors)))
+
+        known, metric = self.known_monotonicity, None if self.metric is None else self.metric.double()
+        twin = self.cached("double", lambda: self.replace(*(t.detach().double() for t in self.tensors), metric=metric))
+        twin.cached("known monotonicity", lambda: known)
+        return twin
 
     def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
         symbols, layout = self._symbols(), self._layout
         toruses, wholes = layout.toruses, layout.wholes
-        qs, zs = self._analyse(q, "q"), self._analyse(z)
-        _, F, G, D = self._kernels()
-        m_gradients, F_gradients, G_gradients, D_gradients = [], [], [], []
-        for i, (torus, f, g) in enumerate(zip(toruses, F, G, strict=True)):
+        qs, zs = self._analyse(q), self._analyse(z)
+        kernels, F, D = self._kernels()
+        kernel_gradients, F_gradients, D_gradients = [], [], []
+        for i, (torus, kernel) in enumerate(zip(toruses, kernels, strict=True)):
             P = torus.correlate(qs[i], zs[i])
-            block = torus.kernel_gradient(P, (len(g), len(g), *block_sides(f, g)))
-            m_gradients.append((block * centre(block)).sum())
-            F_gradients.append(autocorrelation_gradient(block, f))
-            G_gradients.append(resized(block - transposed(block), g.shape[2:]))
+            kernel_gradients.append(torus.kernel_gradient(P, kernel.shape))
             if i < len(D):
                 D_gradients.append(torus.kernel_gradient(times_hermitian(symbols.D[i], P), D[i].shape, stride=2))
         for i, (down, same) in enumerate(symbols.couplings):
             # 2⟨F q_{i+1}, D z_i⟩
             upper, whole = toruses[i], wholes[i + 1]
-            below = layout.padded(i, _synthesised("passed", upper, _product("emitted", down, zs[i])))
+            below = layout.padded(i, upper.synthesise(product(down, zs[i])))
             q_whole = _whole_spectrum(layout, i + 1, qs[i + 1])
-            correlation = whole.correlate(_analysed("moved", whole, below), q_whole)
-            F_gradients[i + 1] = F_gradients[i + 1] + 2 * whole.kernel_gradient(correlation, F[i + 1].shape)
-            above = layout.cropped(i, _synthesised("passed", whole, _product("emitted", same, q_whole)))
-            correlation = upper.correlate(_analysed("moved", upper, above), zs[i])
+            F_gradients.append(2 * whole.kernel_gradient(whole.correlate(whole.analyse(below), q_whole), F[i].shape))
+            above = layout.cropped(i, whole.synthesise(product(same, q_whole)))
+            correlation = upper.correlate(upper.analyse(above), zs[i])
             D_gradients[i] = D_gradients[i] + 2 * upper.kernel_gradient(correlation, D[i].shape, stride=2)
-        return (torch.stack(m_gradients).sum(), *F_gradients, *G_gradients, *D_gradients)
+        return *kernel_gradients, *F_gradients, *D_gradients
 
-    def _kernels(self) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def _kernels(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """K, F and D."""
         tiers = len(self._layout.channels)
-        m, kernels = self.tensors[0], self.tensors[1:]
-        return m, kernels[:tiers], kernels[tiers : 2 * tiers], kernels[2 * tiers :]
+        return self.tensors[:tiers], self.tensors[tiers : 2 * tiers - 1], self.tensors[2 * tiers - 1 :]
+
+    def _in_metric(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The kernels of Λ^½AΛ^-½."""
+        return self._kernels()
 
     def _symbols(self) -> _Symbols:
         if is_recorded(*self.tensors):
-            return self._transform_kernels()
-        return self._cached("symbols", self._transform_kernels)
+            return self._transformed(*self._kernels())
+        return self.cached("symbols", lambda: self._transformed(*self._kernels()))
 
-    def _transform_kernels(self) -> _Symbols:
-        m, F, G, D = self._kernels()
+    def _symbols_in_metric(self) -> _Symbols:
+        if self.metric is None:
+            return self.cached("symbols", lambda: self._transformed(*self._kernels()))
+        return self.cached("symbols in the metric", lambda: self._transformed(*self._in_metric()))
+
+    def _transformed(self, kernels: Sequence[Tensor], F: Sequence[Tensor], D: Sequence[Tensor]) -> _Symbols:
         toruses = self._layout.toruses
-        same = [stacked(t.symbol(f)) for t, f in zip(self._layout.wholes[1:], F[1:], strict=True)]
-        down = [stacked(t.symbol(d, stride=2)) for t, d in zip(toruses, D, strict=False)]
-        kernels = [block_kernel(m, f, g) for f, g in zip(F, G, strict=True)]
+        same = [stacked(t.symbol(f)) for t, f in zip(self._layout.wholes[1:], F, strict=True)]
+        down = [stacked(t.symbol(d, stride=2)) for t, d in zip(toruses[:-1], D, strict=True)]
         diagonal = [t.symbol(k) for t, k in zip(toruses, kernels, strict=True)]
         for i, d in enumerate(down):
             diagonal[i] = torch.baddbmm(diagonal[i], d.mT, unstacked(d))
-        return _Symbols(kernels, diagonal, down, same)
-
-    def norm(self, z: Tensor) -> Tensor:
-        if not may_overwrite(z):
-            return super().norm(z)
-        flat = self._layout.flat(z)
-        total = flat.new_zeros(flat.shape[1])
-        for rows in flat.split(_ROWS):
-            squares = scratch("squares", tuple(rows.shape), rows)
-            total += torch.mul(rows, rows, out=squares).sum(0)
-        return total.sqrt_()
+        return _Symbols(diagonal, down, same)
 
     def arranged(self, z: Tensor) -> Tensor:
-        return self._layout.unflat(self._layout.flat(z))
+        return self._layout.arranged(z)
 
-    def _analyse(self, z: Tensor, name: str = "state") -> Spectra:
-        """The transforms of the tiers of z, in memory that the next call with the same name overwrites."""
-        toruses = self._layout.toruses
-        return [
-            _analysed(f"{name} {i}", t, f)
-            for i, (t, f) in enumerate(zip(toruses, self._layout.fields(self._layout.flat(z)), strict=True))
-        ]
+    def norm(self, z: Tensor) -> Tensor:
+        if is_recorded(z):
+            return super().norm(z)
+        # Five times as fast as the norm of a tensor whose last axis is the batch: that is 10 % of a training step.
+        fields = self._layout.fields(z if self.root_metric is None else z * self.root_metric)
+        return torch.stack([torch.mul(f, f, out=recycled(f)).sum((0, 1, 2)) for f in fields]).sum(0).sqrt()
+
+    def _analyse(self, z: Tensor) -> Spectra:
+        """The transforms of the tiers of z."""
+        return [t.analyse(f) for t, f in zip(self._layout.toruses, self._layout.fields(z), strict=True)]
 
 
 class ConvolutionOperator(MultiscaleOperator):
-    """A = mI + FᵀF + G − Gᵀ with circular correlations F, G on one torus, on states (batch, channels, height, width).
+    """The circular correlation A z = K ⋆ z with a kernel on a torus, for states (batch, channels, height, width).
 
-    F: (any, channels, k, k), G: (channels, channels, k, k), k odd and at most the side of the torus. m > 0: a number or
-    a scalar tensor. size: (height, width). Raises InvalidArgument, InvalidType.
+    (A z)[o, x] = Σ_{i, t} K[o, i, t] z[i, x + t − centre].
+
+    Args:
+        kernel: K, (channels, channels, k, k), float32 or float64, of odd sides; the centre is the origin. A kernel
+            larger than the torus wraps around.
+        size: (height, width) of the torus.
+        metric: The diagonal of Λ, positive, one number per channel: (channels,) or (channels, 1, 1). None for Λ = I.
+        strong_monotonicity: A lower bound on m that is known by construction. Left out, the smallest eigenvalue of the
+            Hermitian part is proved frequency by frequency on first use, in float64.
+
+    Raises:
+        InvalidArgument: The kernel or the metric does not fit.
+        InvalidType: The kernel is none, or of another dtype, or the size is no pair of integers.
     """
 
-    def __init__(self, F: Tensor, G: Tensor, m: float | Tensor, size: tuple[int, int]) -> None:
-        if not (isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) for side in size)):
-            raise InvalidType(f"`size` must be (height, width), got {size!r:.80}")
-        super().__init__((F,), (G,), (), m, (size,))
-        self._layout = ImageLayout(self._layout.sizes, self._layout.channels)
-        self.state_shape = torch.Size((F.shape[1], *self._layout.sizes[0]))
+    def __init__(
+        self,
+        kernel: Tensor,
+        size: tuple[int, int],
+        *,
+        metric: Tensor | None = None,
+        strong_monotonicity: float | None = None,
+    ) -> None:
+        check_kernel("kernel", kernel, kernel)
+        check_square("kernel", kernel)
+        channels = len(kernel)
+        if metric is not None and tuple(metric.shape) not in ((channels,), (channels, 1, 1)):
+            raise InvalidArgument(
+                f"`metric` must have shape ({channels},), one number per channel, got {tuple(metric.shape)}"
+            )
+        self._layout = ImageLayout((check_size(size),), (channels,))
+        Operator.__init__(
+            self,
+            (kernel,),
+            (channels, *self._layout.sizes[0]),
+            metric=None if metric is None else metric.view(channels, 1, 1),
+            strong_monotonicity=strong_monotonicity,
+        )
 
     @property
-    def strong_monotonicity(self) -> float:
-        """m + σ_min(F)², the smallest eigenvalue of the symmetric part, proved frequency by frequency."""
+    def kernel(self) -> Tensor:
+        """K, (channels, channels, k, k)."""
+        return self.tensors[0]
 
-        exact = self.double()
-
-        def prove() -> float:
-            m, F = float(exact.tensors[0].detach()), stacked(self._layout.toruses[0].symbol(exact.tensors[1]))
-            error = exact._symbol_errors(torch.float64)[0]
-            least = min(verified.smallest_eigenvalue(f.mT @ f, perturbation=error) for f in F.split(CHUNK))
-            return max(verified.round_down(m + least), m)
-
-        return exact._cached("strong_monotonicity", prove)
-
-
-class _Adjoint(AdjointView):
-    """Aᵀ as a view of A."""
-
-    base: MultiscaleOperator
-
-    def apply(self, z: Tensor) -> Tensor:
-        return self.base._apply_adjoint(z)
-
-
-# Rows of a state whose squares are summed at a time: few enough to stay in a cache.
-_ROWS = 4096
-# Frequencies of each kind at which the rate of an iteration is estimated.
-_SAMPLED = 8
+    def _in_metric(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+        if self.metric is None:
+            return self._kernels()
+        root = self.metric.double().sqrt().to(self.dtype)
+        return (root[:, None] * self.kernel / root,), (), ()
 
 
 @dataclass(frozen=True)
@@ -418,27 +413,22 @@ class _Link:
         return self.tier + (not self.up)
 
     def __call__(self, layout: Layout, spectrum: Tensor) -> Tensor:
-        """What the target receives, in memory that the next link overwrites."""
+        """What the target receives."""
         upper, whole = layout.toruses[self.tier], layout.wholes[self.tier + 1]
         if self.up:
-            emitted = _product("emitted", self.F, _whole_spectrum(layout, self.origin, spectrum))
-            image = layout.cropped(self.tier, _synthesised("passed", whole, emitted))
-            return _product("received", self.D.mT, _analysed("moved", upper, image))
-        emitted = _product("emitted", self.D, spectrum)
-        image = layout.padded(self.tier, _synthesised("passed", upper, emitted))
-        absorbed = _product("received", self.F.mT, _analysed("moved", whole, image))
-        if layout.toruses[self.target] == whole:
-            return absorbed
-        field = layout.divided(_synthesised("passed", whole, absorbed))
-        return _analysed("received", layout.toruses[self.target], field)
+            emitted = product(self.F, _whole_spectrum(layout, self.origin, spectrum))
+            image = layout.cropped(self.tier, whole.synthesise(emitted))
+            return product(self.D.mT, upper.analyse(image))
+        image = layout.padded(self.tier, upper.synthesise(product(self.D, spectrum)))
+        absorbed = product(self.F.mT, whole.analyse(image))
+        target = layout.toruses[self.target]
+        return absorbed if target == whole else target.analyse(divided(whole.synthesise(absorbed)))
 
 
 def _whole_spectrum(layout: Layout, tier: int, spectrum: Tensor) -> Tensor:
     """The spectrum of a tier on its whole torus."""
     torus, whole = layout.toruses[tier], layout.wholes[tier]
-    if torus == whole:
-        return spectrum
-    return _analysed("whole", whole, layout.united(_synthesised("passed", torus, spectrum)))
+    return spectrum if torus == whole else whole.analyse(united(torus.synthesise(spectrum)))
 
 
 class _Substitution(Resolvent):
@@ -458,29 +448,25 @@ class _Substitution(Resolvent):
     def __call__(self, v: Tensor) -> Tensor:
         return self.reflect(v).add_(v).mul_(0.5)
 
-    def reflect(self, v: Tensor, memory: Tensor | None = None) -> Tensor:
+    def reflect(self, v: Tensor) -> Tensor:
         with full_precision(v.device):
-            return self._substitute(v, memory)
+            return self._substitute(v)
 
-    def _substitute(self, v: Tensor, memory: Tensor | None) -> Tensor:
+    def _substitute(self, v: Tensor) -> Tensor:
         layout = self.layout
-        flat = layout.flat(v)
-        result = layout.memory(flat, memory)
-        toruses, fields, targets = layout.toruses, layout.fields(flat), layout.fields(result)
-        passed = flat  # for the first tier, which receives nothing
+        fields = layout.fields(v)
+        results = list(fields)
+        passed = fields[0]  # for the first tier, which receives nothing
         for i in self.order:
-            spectrum = _analysed("state", toruses[i], fields[i])
+            spectrum = layout.toruses[i].analyse(fields[i])
             if i in self.links:
-                received = self.links[i](layout, passed)
-                memory = scratch("corrected", tuple(spectrum.shape), spectrum) if may_overwrite(spectrum) else None
-                corrected = torch.sub(spectrum, received, alpha=self.alpha, out=memory)
-                reflected = received.baddbmm_(self.reflectors[i], corrected, beta=-self.alpha)
+                received = self.alpha * self.links[i](layout, passed)
+                reflected = product(self.reflectors[i], spectrum - received).sub_(received)
             else:
-                reflected = _product("reflected", self.reflectors[i], spectrum)
-            toruses[i].synthesise(reflected, out=targets[i])
-            if i != self.order[-1]:
-                passed = reflected.add_(spectrum)
-        return layout.unflat(result)
+                reflected = product(self.reflectors[i], spectrum)
+            results[i] = layout.toruses[i].synthesise(reflected)
+            passed = reflected.add_(spectrum)
+        return layout.joined(results)
 
     @property
     def adjoint(self) -> Resolvent:
@@ -488,24 +474,34 @@ class _Substitution(Resolvent):
         return _Substitution(self.layout, transposed, self.symbols, self.alpha, up=not self.up)
 
 
-def _analysed(slot: str, torus: Torus, field: Tensor) -> Tensor:
-    """The transform of a field, in the scratch memory of `slot` where it may be."""
-    shape = (torus.frequencies, 2 * field.shape[2], field.shape[3])
-    return torus.analyse(field, out=scratch(slot, shape, field) if may_overwrite(field) else None)
-
-
-def _synthesised(slot: str, torus: Torus, spectrum: Tensor) -> Tensor:
-    """The field with this transform, in the scratch memory of `slot` where it may be."""
-    shape = (torus.height, torus.width, spectrum.shape[1] // 2, spectrum.shape[2])
-    return torus.synthesise(spectrum, out=scratch(slot, shape, spectrum) if may_overwrite(spectrum) else None)
-
-
-def _product(slot: str, symbol: Tensor, spectrum: Tensor) -> Tensor:
-    """symbol · spectrum at every frequency, in the scratch memory of `slot` where it may be."""
-    shape = (len(symbol), symbol.shape[1], spectrum.shape[2])
-    return torch.bmm(symbol, spectrum, out=scratch(slot, shape, spectrum) if may_overwrite(symbol, spectrum) else None)
-
-
 def _squared_size(torus: Torus, symbol: Tensor) -> Tensor:
     """Squared Frobenius norm of the map with this symbol."""
     return frobenius(symbol).square() @ torus.weights(symbol) * (torus.height * torus.width)
+
+
+def _size(kernel: Tensor) -> float:
+    """Upper bound on the 2-norm of the entrywise modulus of the symbol of a kernel, on a divided torus as well.
+
+    There each tap permutes the sub-images, so that the moduli are diagonalised by characters, over sums of moduli.
+    """
+    return norms.frobenius(kernel.detach().double().abs().sum((2, 3))) * (1 + 1e-12)
+
+
+def _symbol_error(kernel: Tensor, dtype: torch.dtype) -> float:
+    """Upper bound on ‖fl(K̂(ω)) − K̂(ω)‖₂, computed in `dtype`, with room for scaling the kernel by a metric."""
+    return 2 * symbol_rounding(kernel.shape[2] * kernel.shape[3] + 8, dtype) * _size(kernel)
+
+
+def _square_error(kernel: Tensor, dtype: torch.dtype, added: float = 0.0) -> float:
+    """That of K̂ᴴK̂ together with the sum of it and something of size `added`."""
+    size = _size(kernel)
+    products = verified.gamma(16 * max(kernel.shape[:2]) + 64, dtype)
+    return 4 * (size * _symbol_error(kernel, dtype) + products * (size * size + added))
+
+
+def _block_errors(kernels: Sequence[Tensor], D: Sequence[Tensor], dtype: torch.dtype) -> list[float]:
+    """Upper bounds, per tier, on ‖fl(Â_ii(ω)) − Â_ii(ω)‖₂ for A_ii = K_i + D_iᵀD_i."""
+    errors = [_symbol_error(kernel, dtype) for kernel in kernels]
+    for i, d in enumerate(D):
+        errors[i] += _square_error(d, dtype, _size(kernels[i]))
+    return errors

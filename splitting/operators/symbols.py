@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from splitting import verified
 from splitting.operators.inverse import complex_inverse, verify_inverse
-from splitting.scratch import may_overwrite, recycled
+from splitting.scratch import product, recycled
 
 # Frequencies whose matrices are taken to float64 at a time.
 CHUNK = 128
@@ -24,7 +24,8 @@ def stacked(symbol: Tensor) -> Tensor:
     real, imaginary = symbol.view(count, 2, rows // 2, inner).unbind(1)
     result = recycled(symbol, (count, 2, rows // 2, 2, inner))
     result[:, :, :, 0] = symbol.view(count, 2, rows // 2, inner)
-    result[:, 0, :, 1] = -imaginary
+    result[:, 0, :, 1] = imaginary
+    result[:, 0, :, 1].neg_()
     result[:, 1, :, 1] = real
     return result.view(count, rows, 2 * inner)
 
@@ -44,11 +45,8 @@ def times_hermitian(matrices: Tensor, symbol: Tensor) -> Tensor:
     """Stacked `matrices` times symbol + symbolᴴ, as a symbol."""
     n = symbol.shape[2]
     real, imaginary = symbol.chunk(2, 1)
-    shape = (len(symbol), matrices.shape[1], n)
-    memory = recycled(symbol, shape) if may_overwrite(matrices, symbol) else None
-    result = torch.bmm(matrices, symbol, out=memory)
-    result = torch.baddbmm(result, matrices[..., :n], real.mT, out=memory)
-    return torch.baddbmm(result, matrices[..., n:], imaginary.mT, alpha=-1, out=memory)
+    result = torch.baddbmm(product(matrices, symbol), matrices[..., :n], real.mT)
+    return torch.baddbmm(result, matrices[..., n:], imaginary.mT, alpha=-1)
 
 
 def inverted(symbol: Tensor, alpha: float) -> Tensor:

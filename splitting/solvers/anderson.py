@@ -127,7 +127,8 @@ class _Anderson(Iteration):
         """γ (batch, memory) by regularised normal equations; unused slots are zero rows and get γ = 0."""
         root = self.problem.root_metric
         if root is not None:
-            steps, residual = steps * root.flatten(), residual * root.flatten()
+            root = root.expand(self.problem.like.shape[1:]).flatten()
+            steps, residual = steps * root, residual * root
         gram = torch.bmm(steps, steps.mT)
         scale = gram.diagonal(dim1=1, dim2=2).sum(1)
         info = torch.finfo(gram.dtype)

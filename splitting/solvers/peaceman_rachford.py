@@ -71,8 +71,6 @@ class DouglasRachford(PeacemanRachford):
 
 
 class _PeacemanRachford(Iteration):
-    """s and p take turns in two tensors, z has a third: a step allocates nothing of the size of a state."""
-
     def __init__(self, problem: Inclusion, alpha: float) -> None:
         self.problem, self.alpha = problem, alpha
         self.prox = problem.prox.proximal_at(alpha)
@@ -84,7 +82,6 @@ class _PeacemanRachford(Iteration):
         # ‖s‖ ≤ ‖z‖ + α(‖A‖ ‖z‖ + ‖c‖), and a change of s counts (‖A‖ + 1/α)/2 times.
         length = alpha * problem.operator.norm_bound
         self.rounding = hidden_share(problem.operator, length + 1 / length)
-        self.z, self.spare = recycled(source), recycled(source)
 
     def init(self, guess: Tensor | None) -> Tensor:
         if guess is None:
@@ -94,12 +91,11 @@ class _PeacemanRachford(Iteration):
         return torch.add(guess, self.problem.operator.apply(guess), alpha=self.alpha)
 
     def step(self, carry: Tensor) -> State:
-        p = self.resolvent.reflect(carry, self.spare)
-        u = torch.add(p, self.shift, out=self.z)
+        p = self.resolvent.reflect(carry)
+        u = torch.add(p, self.shift, out=recycled(p))
         z = self.prox(u, u)
         following = torch.lerp(p, z, 2.0, out=p)
-        self.spare = carry.sub_(following)
-        return State(following, z, self.rate * self.problem.operator.norm(self.spare))
+        return State(following, z, self.rate * self.problem.operator.norm(carry.sub_(following)))
 
 
 class _Averaged(Iteration):

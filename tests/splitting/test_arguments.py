@@ -24,18 +24,17 @@ def kernel(out: int = 2, inner: int = 2, height: int = 3, width: int = 3) -> tor
     return torch.ones(out, inner, height, width)
 
 
-def convolution(F: object = kernel(), G: object = kernel(), m: object = 0.5, size: object = (4, 5)) -> Call:
-    return lambda: splitting.ConvolutionOperator(F, G, m, size)
+def convolution(K: object = kernel(), size: object = (4, 5), metric: object = None) -> Call:
+    return lambda: splitting.ConvolutionOperator(K, size, metric=metric)
 
 
 def multiscale(
-    F: object = (kernel(), kernel(3, 3)),
-    G: object = (kernel(), kernel(3, 3)),
+    kernels: object = (kernel(), kernel(3, 3)),
+    F: object = (kernel(3, 3),),
     D: object = (kernel(3, 2),),
-    m: object = 0.5,
     sizes: object = ((6, 8), (3, 4)),
 ) -> Call:
-    return lambda: splitting.MultiscaleOperator(F, G, D, m, sizes)
+    return lambda: splitting.MultiscaleOperator(kernels, F, D, sizes)
 
 
 def solve(**options: object) -> Call:
@@ -50,10 +49,6 @@ def inclusion(operator: object = A, source: object = C, prox: object = splitting
     return lambda: splitting.Inclusion(operator, source, prox)
 
 
-M_OF_THE_WRONG_TYPE = [("1", "'1'"), (None, "None"), (True, "True"), ([0.5], "[0.5]"), (torch.tensor(1), "int64")]
-M_OF_THE_WRONG_TYPE += [(torch.tensor(0.5, dtype=torch.float64), "float64")]
-M_OF_THE_WRONG_VALUE = [(math.nan, "nan"), (math.inf, "inf"), (0.0, "0.0"), (-1, "-1"), (torch.ones(2), "(2,)")]
-
 # (call, exception, argument named, another part of the message)
 MISUSE: list[tuple[Call, type[Exception], str, str]] = [
     # operators
@@ -64,32 +59,31 @@ MISUSE: list[tuple[Call, type[Exception], str, str]] = [
     (lambda: splitting.DenseOperator(torch.ones(4)), InvalidArgument, "matrix", "(4,)"),
     (lambda: splitting.DenseOperator(torch.eye(2), metric=torch.ones(3)), InvalidArgument, "metric", "(3,)"),
     # convolutions
-    (convolution(F=[[1.0]]), InvalidType, "F", "[[1.0]]"),
-    (convolution(F=torch.ones(2, 2)), InvalidType, "F", "(out, in, k, k)"),
-    (convolution(F=kernel().long()), InvalidType, "F", "int64"),
-    (convolution(G=kernel().half()), InvalidType, "G", "float16"),
-    (convolution(G=kernel().double()), InvalidType, "G", "float64"),
-    (convolution(F=kernel(height=2, width=2)), InvalidArgument, "F", "(2, 2)"),
-    (convolution(G=kernel(width=4)), InvalidArgument, "G", "(3, 4)"),
-    (convolution(G=kernel(2, 3)), InvalidArgument, "G", "(2, 3)"),
-    (convolution(F=kernel(3, 3)), InvalidArgument, "G", "3 channels"),
-    (convolution(size=(4, 1)), InvalidArgument, "size", "4×1"),
-    (convolution(F=kernel(height=5), size=(3, 5)), InvalidArgument, "size", "3×5"),
-    *[(convolution(size=size), InvalidType, "size", repr(size)) for size in (4, (4,), (4, 5, 6), (4.5, 5))],
-    *[(convolution(m=m), InvalidType, "m", detail) for m, detail in M_OF_THE_WRONG_TYPE],
-    *[(convolution(m=m), InvalidArgument, "m", detail) for m, detail in M_OF_THE_WRONG_VALUE],
-    (multiscale(D=()), InvalidArgument, "D", "2, 2, 2, 0"),
-    (multiscale(G=(kernel(),)), InvalidArgument, "G", "2, 1, 2, 1"),
-    (multiscale(sizes=((6, 8),)), InvalidArgument, "sizes", "2, 2, 1, 1"),
-    (multiscale(F=(), G=(), D=(), sizes=()), InvalidArgument, "F", "0, 0, 0, 0"),
-    (multiscale(D=(kernel(2, 2),)), InvalidArgument, "D", "2 channels to 3"),
+    (convolution([[1.0]]), InvalidType, "kernel", "[[1.0]]"),
+    (convolution(torch.ones(2, 2)), InvalidType, "kernel", "(out, in, k, k)"),
+    (convolution(kernel().long()), InvalidType, "kernel", "int64"),
+    (convolution(kernel().half()), InvalidType, "kernel", "float16"),
+    (convolution(kernel(height=2, width=2)), InvalidArgument, "kernel", "(2, 2)"),
+    (convolution(kernel(width=4)), InvalidArgument, "kernel", "(3, 4)"),
+    (convolution(kernel(2, 3)), InvalidArgument, "kernel", "(2, 3, 3, 3)"),
+    (convolution(kernel(0, 0)), InvalidArgument, "kernel", "(0, 0, 3, 3)"),
+    (convolution(size=(4, 0)), InvalidArgument, "size", "(4, 0)"),
+    *[(convolution(size=size), InvalidType, "size", repr(size)) for size in (4, (4,), (4, 5, 6), (4.5, 5), (True, 5))],
+    (convolution(metric=torch.ones(3)), InvalidArgument, "metric", "(3,)"),
+    (convolution(metric=torch.ones(2, 4, 5)), InvalidArgument, "metric", "(2, 4, 5)"),
+    (multiscale(D=()), InvalidArgument, "D", "2, 2, 1, 0"),
+    (multiscale(F=()), InvalidArgument, "F", "2, 2, 0, 1"),
+    (multiscale(sizes=((6, 8),)), InvalidArgument, "sizes", "2, 1, 1, 1"),
+    (multiscale((), (), (), ()), InvalidArgument, "kernels", "0, 0, 0, 0"),
+    (multiscale(kernels=(kernel(), kernel(3, 2))), InvalidArgument, "kernels", "(3, 2, 3, 3)"),
+    (multiscale(kernels=(kernel().double(), kernel(3, 3))), InvalidType, "kernels", "float64"),
+    (multiscale(F=(kernel(3, 2),)), InvalidArgument, "F", "3 channels"),
+    (multiscale(D=(kernel(2, 2),)), InvalidArgument, "D", "2 channels to the 3"),
     (multiscale(D=(kernel(3, 2).int(),)), InvalidType, "D", "int32"),
     (multiscale(D=(kernel(3, 2).double(),)), InvalidType, "D", "float64"),
-    (multiscale(D=(kernel(3, 2, 7, 7),)), InvalidArgument, "sizes", "6×8"),
+    (multiscale(sizes=((6, 8), (3, 4.0))), InvalidType, "size", "(3, 4.0)"),
     (multiscale(sizes=((5, 8), (3, 4))), InvalidArgument, "sizes", "(5, 8)"),
     (multiscale(sizes=((6, 8), (3, 3))), InvalidArgument, "sizes", "(3, 3)"),
-    (multiscale(sizes=((4, 8), (2, 4))), InvalidArgument, "sizes", "2×4"),
-    (multiscale(m=None), InvalidType, "m", "None"),
     # activations
     (lambda: splitting.LeakyReLU(0.0), InvalidArgument, "slope", "ReLU()"),
     (lambda: splitting.LeakyReLU(1.5), InvalidArgument, "slope", "1.5"),

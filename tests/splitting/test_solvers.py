@@ -433,7 +433,7 @@ def test_the_gap_is_near_the_residual_it_bounds(method: type[Solver], operator: 
     a, alpha = 0.7, 0.4
     A: splitting.Operator = splitting.DenseOperator(torch.tensor([[a]], dtype=torch.float64))
     if operator == "kernel":
-        A = splitting.ConvolutionOperator(*torch.zeros(2, 1, 1, 1, 1, dtype=torch.float64), a, (1, 1))
+        A = splitting.ConvolutionOperator(torch.full((1, 1, 1, 1), a, dtype=torch.float64), (1, 1))
     source = torch.tensor([-4.0, 0.1, 3.0], dtype=torch.float64).reshape(-1, *A.state_shape)
     solver = splitting.Anderson(splitting.PeacemanRachford(alpha)) if method is splitting.Anderson else method(alpha)
     iteration = solver.bind(splitting.Inclusion(A, source, splitting.Identity()))
