@@ -16,10 +16,22 @@ F = TypeVar("F", bound=Callable[..., object])
 def uncompiled(function: F) -> F:
     """`function` as it is, also inside `torch.compile`: values decide how long a solve runs.
 
-    That is `torch.compiler.disable`, whose public name imports the compiler at once, which takes a second.
+    Outside of a compilation it is called at once, since leaving the compiler takes as long as a step of a small solve.
+
+    Args:
+        function: Any function.
+
+    Returns:
+        The function, which the compiler does not look into.
     """
-    disable = getattr(torch, "_disable_dynamo", None) or torch.compiler.disable
-    return cast(F, disable(function))
+    # That is `torch.compiler.disable`, whose public name imports the compiler at once, which takes a second.
+    disabled = (getattr(torch, "_disable_dynamo", None) or torch.compiler.disable)(function)
+
+    @wraps(function)
+    def called(*arguments: object, **options: object) -> object:
+        return (disabled if torch.compiler.is_compiling() else function)(*arguments, **options)
+
+    return cast(F, called)
 
 
 def is_transformed(tensor: Tensor) -> bool:

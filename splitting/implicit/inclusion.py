@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from splitting.context import full_precision, uncompiled
+from splitting.context import full_precision, is_recorded, uncompiled
 from splitting.implicit.base import Options, differentiable
 from splitting.operators import Operator
 from splitting.problems import Inclusion
@@ -67,6 +67,8 @@ def _apply(spec: _Spec, source: Tensor) -> Tensor:
 
 @uncompiled
 def _call(spec: _Spec, source: Tensor, *tensors: Tensor) -> Tensor:
+    if not is_recorded(source, *tensors):
+        return spec.options.solve(spec.bind(source, tensors).frozen())
     result: Tensor = _Equilibrium.apply(spec, source, *tensors)  # type: ignore[no-untyped-call]  # torch has no types for it
     return result
 
