@@ -1,7 +1,7 @@
 """Splitting methods, one per file. Each is a frozen value; `splitting.solve` runs it."""
 
 from splitting.solvers.anderson import Anderson
-from splitting.solvers.base import Iteration, Solver, State
+from splitting.solvers.base import Iteration, Solver, State, SteppedSolver
 from splitting.solvers.broyden import Broyden
 from splitting.solvers.forward_backward import ForwardBackward
 from splitting.solvers.forward_backward_forward import ForwardBackwardForward
@@ -19,4 +19,5 @@ __all__ = [
     "PeacemanRachford",
     "Solver",
     "State",
+    "SteppedSolver",
 ]
