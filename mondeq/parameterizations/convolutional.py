@@ -18,7 +18,7 @@ from torch.nn import functional
 import splitting
 from mondeq.parameterizations.base import StronglyMonotone, check_count, flat_input
 from mondeq.parameterizations.kernels import gram_skew, proved_monotonicity
-from splitting import InvalidArgument, Layout, Torus, norms, symbols, verified
+from splitting import InvalidArgument, Layout, Torus, is_transformed, norms, symbols, verified
 
 
 class _Convolutional(StronglyMonotone):
@@ -194,8 +194,10 @@ class MultiscaleConv2d(_Convolutional):
             for kernels, scales in ((self.F, self.F_scale), (self.G, self.G_scale), (self.D, self.D_scale))
         )
         kernels = [gram_skew(self.m, f, g) for f, g in zip(F, G, strict=True)]
-        m = min(proved_monotonicity(self.m, f, g) for f, g in zip(F, G, strict=True))
-        return splitting.MultiscaleOperator(kernels, F[1:], D, self.layout.sizes, strong_monotonicity=m)
+        known = None
+        if not any(map(is_transformed, kernels)):  # where weights have no values, m is proved once they have
+            known = min(proved_monotonicity(self.m, f, g) for f, g in zip(F, G, strict=True))
+        return splitting.MultiscaleOperator(kernels, F[1:], D, self.layout.sizes, strong_monotonicity=known)
 
     def source(self, x: Tensor) -> Tensor:
         field = self._source_field(self._input(x), self.U, self.b).view(*self.size, self.channels[0], len(x))
