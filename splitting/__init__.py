@@ -1,12 +1,26 @@
 """Operator splitting for 0 ∈ A z − c + ∂f(z): solve it, bound the error, differentiate the solution.
 
-Knows torch, and nothing of neural networks.
+Knows torch, and nothing of neural networks. The modules `verified` and `norms` have what proofs are computed with,
+`symbols` what convolutions are in the frequency domain.
 """
 
+from splitting import norms, verified
 from splitting.checks import check_activation, check_adjoint, check_monotone, check_resolvent, error_bound
+from splitting.context import full_precision, is_recorded, is_transformed, uncompiled
+from splitting.derived import Derived
 from splitting.errors import InvalidArgument, InvalidType, NotConverged, ResolventError, SplittingError
-from splitting.implicit import Gradient, Implicit, OneStep, Unrolled, equilibrium, jacobian_norm
-from splitting.operators import ConvolutionOperator, DenseOperator, MultiscaleOperator, Operator, Resolvent
+from splitting.implicit import Gradient, Implicit, Monitor, OneStep, Unrolled, equilibrium, jacobian_norm
+from splitting.operators import (
+    Adjoint,
+    ConvolutionOperator,
+    DenseOperator,
+    Layout,
+    MultiscaleOperator,
+    Operator,
+    Resolvent,
+    Torus,
+    symbols,
+)
 from splitting.problems import FixedPoint, Inclusion, Problem
 from splitting.prox import (
     Activation,
@@ -21,7 +35,7 @@ from splitting.prox import (
     SoftThreshold,
     Tanh,
 )
-from splitting.solve import ConvergenceWarning, Outcome, Solution, Status, solve
+from splitting.solve import ConvergenceWarning, OnFailure, Outcome, Solution, Status, check_options, solve
 from splitting.solvers import (
     Anderson,
     Broyden,
@@ -29,19 +43,24 @@ from splitting.solvers import (
     ForwardBackward,
     ForwardBackwardForward,
     Iterate,
+    Iteration,
     PeacemanRachford,
     Solver,
+    State,
+    SteppedSolver,
 )
 from splitting.steps import best_step, contraction_factor
 
 __all__ = [
     "Activation",
+    "Adjoint",
     "Anderson",
     "Box",
     "Broyden",
     "ConvergenceWarning",
     "ConvolutionOperator",
     "DenseOperator",
+    "Derived",
     "DouglasRachford",
     "FixedPoint",
     "ForwardBackward",
@@ -53,10 +72,14 @@ __all__ = [
     "InvalidArgument",
     "InvalidType",
     "Iterate",
+    "Iteration",
+    "Layout",
     "LeakyReLU",
     "Masked",
+    "Monitor",
     "MultiscaleOperator",
     "NotConverged",
+    "OnFailure",
     "OneStep",
     "Operator",
     "Outcome",
@@ -72,17 +95,28 @@ __all__ = [
     "Solution",
     "Solver",
     "SplittingError",
+    "State",
     "Status",
+    "SteppedSolver",
     "Tanh",
+    "Torus",
     "Unrolled",
     "best_step",
     "check_activation",
     "check_adjoint",
     "check_monotone",
+    "check_options",
     "check_resolvent",
     "contraction_factor",
     "equilibrium",
     "error_bound",
+    "full_precision",
+    "is_recorded",
+    "is_transformed",
     "jacobian_norm",
+    "norms",
     "solve",
+    "symbols",
+    "uncompiled",
+    "verified",
 ]

@@ -14,7 +14,7 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def uncompiled(function: F) -> F:
-    """`function` as it is, also inside `torch.compile`: values decide how long a solve runs.
+    """A function that runs as it is, also inside `torch.compile`: values decide how long a solve runs.
 
     Outside of a compilation it is called at once, since leaving the compiler takes as long as a step of a small solve.
 
@@ -35,12 +35,26 @@ def uncompiled(function: F) -> F:
 
 
 def is_transformed(tensor: Tensor) -> bool:
-    """Whether a torch.func transform is at work on `tensor`: then it may have no values, and must not be cached."""
+    """Whether a transform of torch.func is at work on a tensor: it may have no values then, and must not be cached.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        True inside vmap, grad, jvp and the like, for what they map or differentiate.
+    """
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def is_recorded(*tensors: Tensor) -> bool:
-    """Whether derivatives of what is computed from `tensors` may be asked for: then it must not come from a cache."""
+    """Whether derivatives of what is computed from tensors may be asked for: it must not come from a cache then.
+
+    Args:
+        tensors: What is computed with.
+
+    Returns:
+        True where a graph, a tangent or a transform of torch.func records.
+    """
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return True
     # A tangent of torch.autograd.forward_ad may be on any tensor while a level is open.
@@ -52,7 +66,14 @@ T = TypeVar("T")
 
 
 def in_full_precision(function: Callable[P, T]) -> Callable[P, T]:
-    """`function` in the `full_precision` of every device that autocast may be on."""
+    """A function that computes in the `full_precision` of every device that autocast may be on.
+
+    Args:
+        function: Any function.
+
+    Returns:
+        A function of the same signature.
+    """
 
     @wraps(function)
     def exact(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -64,10 +85,13 @@ def in_full_precision(function: Callable[P, T]) -> Callable[P, T]:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Products in the dtype of their factors on `device`, also inside `torch.autocast`.
+    """A context in which products are of the dtype of their factors, also inside `torch.autocast`.
 
     What is claimed of an operator is claimed of its own dtype, and no tolerance worth asking for survives half
     precision.
+
+    Args:
+        device: The device of the products.
     """
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         with torch.autocast(device.type, enabled=False):

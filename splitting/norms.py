@@ -9,7 +9,14 @@ from torch import Tensor
 
 
 def frobenius(x: Tensor) -> float:
-    """‖x‖_F of all entries; NaN or inf where one of them is."""
+    """‖x‖_F of all entries, up to rounding. Entries whose squares overflow or vanish count as well.
+
+    Args:
+        x: Any shape, floating point.
+
+    Returns:
+        The norm; NaN or inf where an entry is.
+    """
     norm = float(torch.linalg.vector_norm(x))
     info = torch.finfo(x.dtype)
     # Squares of entries that count are normal numbers, and their sum is finite.

@@ -19,7 +19,7 @@ _SMALLEST_KEPT, _LARGEST_KEPT = 2**20, 2**28
 # At most so many bytes wait to be used again.
 _MOST_WAITING = 2**29
 
-_NUMPY = {torch.float32: numpy.dtype("float32"), torch.float64: numpy.dtype("float64")}
+_NUMPY = {torch.float32: "float32", torch.float64: "float64"}
 
 # Arrays of bytes that wait to be used again, by their size. A finalizer may run anywhere, between any two lines of any
 # thread, so nothing here takes a lock: to append to a list and to pop from it are one step each.
@@ -30,7 +30,8 @@ class _Lent(numpy.ndarray):
     """An array over memory that is given back when it is gone. The storage of a tensor holds it, and nothing else."""
 
     def __del__(self) -> None:
-        _give_back(self.base)
+        if self.base is not None:
+            _give_back(self.base)
 
 
 def recycled(like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:

@@ -23,7 +23,14 @@ UNDERFLOW = 2.0**-1022
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
-    """Unit roundoff u of `dtype`; for float32 that of the least exact matrix product torch is now allowed to use."""
+    """The unit roundoff u of a dtype: rounding changes a number by u times itself at most.
+
+    Args:
+        dtype: A floating-point dtype.
+
+    Returns:
+        u; for float32 that of the least exact matrix product that torch is now allowed to use.
+    """
     if dtype == torch.float32:
         settings = [getattr(torch.backends, name).matmul.fp32_precision for name in ("mkldnn", "cuda")]
         return max(_FLOAT32_PRODUCT_ROUNDOFF.get(setting, 2.0**-8) for setting in settings)
@@ -31,18 +38,31 @@ def unit_roundoff(dtype: torch.dtype) -> float:
 
 
 def gamma(terms: int, dtype: torch.dtype = torch.float64) -> float:
-    """γ_k for a sum of k = `terms` products in `dtype`; inf where k·u ≥ 1 and no bound holds."""
+    """γ_k = k·u/(1 − k·u), which bounds the relative error of a sum of k products in any order (Higham 2002, §3).
+
+    Args:
+        terms: k.
+        dtype: Of the arithmetic.
+
+    Returns:
+        γ_k; inf where k·u ≥ 1 and no bound holds.
+    """
     error = terms * unit_roundoff(dtype)
     return error / (1 - error) if error < 1 else math.inf
 
 
 def smallest_eigenvalue(matrix: Tensor, *, perturbation: float = 0.0) -> float:
-    """Proved lower bound on λ_min of every symmetric matrix within `perturbation` (2-norm) of `matrix`.
+    """A proved lower bound on λ_min of every symmetric matrix near a given one.
 
-    `matrix` is (…, n, n), float64, symmetric to the last bit; of several matrices it is the smallest of all. An
-    eigenvalue routine proposes a shift just below λ_min; the bound is returned only once Cholesky of
-    `matrix − shift·I` has run through, which proves it.
-    Returns −inf if `matrix` is not finite.
+    An eigenvalue routine proposes a shift just below λ_min. The bound is returned only once Cholesky of
+    matrix − shift·I has run through, which proves it (Rump 2006).
+
+    Args:
+        matrix: (…, n, n), float64, symmetric to the last bit.
+        perturbation: How far from it, in the 2-norm, a matrix may be.
+
+    Returns:
+        The bound, of several matrices the smallest; −inf if an entry is not finite.
     """
     matrix = matrix.detach().to("cpu", torch.float64)
     if matrix.shape[-1] == 0:
@@ -79,15 +99,29 @@ def _traces(matrix: Tensor) -> Tensor:
 
 
 def largest_eigenvalue(matrix: Tensor, *, perturbation: float = 0.0) -> float:
-    """Proved upper bound on λ_max of every symmetric matrix within `perturbation` of `matrix`; see above."""
+    """A proved upper bound on λ_max of every symmetric matrix near a given one, as `smallest_eigenvalue` has it.
+
+    Args:
+        matrix: (…, n, n), float64, symmetric to the last bit.
+        perturbation: How far from it, in the 2-norm, a matrix may be.
+
+    Returns:
+        The bound, of several matrices the largest; inf if an entry is not finite.
+    """
     return -smallest_eigenvalue(-matrix, perturbation=perturbation)
 
 
 def spectral_norm(matrix: Tensor, *, perturbation: float = 0.0) -> float:
-    """Proved upper bound on ‖M‖₂ for every M within `perturbation` (2-norm) of `matrix`, of shape (…, rows, columns).
+    """A proved upper bound on ‖M‖₂ of every matrix M near a given one.
 
     ‖M‖₂² = λ_max of the smaller Gram matrix, whose rounding error is at most γ_k ‖M‖_F² in the 2-norm.
-    Returns inf if `matrix` is not finite.
+
+    Args:
+        matrix: (…, rows, columns), floating point; taken to float64.
+        perturbation: How far from it, in the 2-norm, M may be.
+
+    Returns:
+        The bound, of several matrices the largest; inf if an entry is not finite.
     """
     matrix = matrix.detach().to("cpu", torch.float64)
     if not bool(matrix.any()):
@@ -106,14 +140,29 @@ def spectral_norm(matrix: Tensor, *, perturbation: float = 0.0) -> float:
 
 
 def normalised(x: Tensor) -> tuple[Tensor, int]:
-    """x = y·2^k with the largest modulus of y in [½, 1): (y, k). Exact but for entries 2⁻¹⁰²² times smaller."""
+    """y and k with x = y·2^k and the largest modulus of y in [½, 1).
+
+    Args:
+        x: Any shape, float64.
+
+    Returns:
+        (y, k), exact but for entries 2⁻¹⁰²² times smaller than the largest.
+    """
     largest = float(x.abs().amax()) if x.numel() else 0.0
     exponent = math.frexp(largest)[1] if math.isfinite(largest) else 0
     return _times_power(x, -exponent), exponent
 
 
 def times_power(value: float, exponent: int) -> float:
-    """value·2^exponent; inf where that is too large."""
+    """value·2^exponent.
+
+    Args:
+        value: Any number.
+        exponent: Any integer.
+
+    Returns:
+        The product; inf where it is too large.
+    """
     return float(_times_power(value, exponent))
 
 
@@ -124,7 +173,14 @@ def _times_power(value: T, exponent: int) -> T:
 
 
 def vector_norm(x: Tensor) -> Tensor:
-    """Upper bound on the 2-norm of each row of x (batch, …), one float64 per row."""
+    """A proved upper bound on the 2-norm of each sample.
+
+    Args:
+        x: (batch, …), floating point.
+
+    Returns:
+        (batch,), float64.
+    """
     flat = x.detach().to(torch.float64).flatten(1)
     if flat.shape[1] == 0:
         return flat.new_zeros(len(flat))
@@ -136,10 +192,24 @@ def vector_norm(x: Tensor) -> Tensor:
 
 
 def round_up(value: float) -> float:
-    """A float64 a little above `value`: covers the rounding of the few scalar operations that led to it."""
+    """A float64 a little above a number: it covers the rounding of the few operations that led to it.
+
+    Args:
+        value: What up to some four operations on float64 numbers gave.
+
+    Returns:
+        value·(1 + 2⁻⁵⁰), rounded up.
+    """
     return math.nextafter(value * (1 + math.copysign(2.0**-50, value)), math.inf)
 
 
 def round_down(value: float) -> float:
-    """A float64 a little below `value`: covers the rounding of the few scalar operations that led to it."""
+    """A float64 a little below a number: it covers the rounding of the few operations that led to it.
+
+    Args:
+        value: What up to some four operations on float64 numbers gave.
+
+    Returns:
+        −round_up(−value).
+    """
     return -round_up(-value)

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import splitting
-from splitting import norms, verified
-from splitting.errors import InvalidArgument, InvalidType
+from splitting import InvalidArgument, InvalidType, norms, verified
 
 
 class Parameterization(nn.Module, ABC):

@@ -18,11 +18,7 @@ from torch.nn import functional
 import splitting
 from mondeq.parameterizations.base import StronglyMonotone, check_count, flat_input
 from mondeq.parameterizations.kernels import gram_skew, proved_monotonicity
-from splitting import norms, verified
-from splitting.errors import InvalidArgument
-from splitting.operators.layout import Layout
-from splitting.operators.symbols import as_complex, stacked
-from splitting.operators.torus import Torus, symbol_rounding
+from splitting import InvalidArgument, Layout, Torus, is_transformed, norms, symbols, verified
 
 
 class _Convolutional(StronglyMonotone):
@@ -81,11 +77,11 @@ class _Convolutional(StronglyMonotone):
 
     def input_norm(self, scale: Tensor) -> float:
         kernel = self._scaled_input(scale.double(), self.U.detach().double())
-        rounding = symbol_rounding(self.kernel_size**2) * norms.frobenius(kernel.abs().sum((2, 3)))
-        return verified.spectral_norm(stacked(Torus(*self.size).symbol(kernel)), perturbation=rounding)
+        rounding = symbols.symbol_rounding(self.kernel_size**2) * norms.frobenius(kernel.abs().sum((2, 3)))
+        return verified.spectral_norm(symbols.stacked(Torus(*self.size).symbol(kernel)), perturbation=rounding)
 
     def input_norm_estimate(self, scale: Tensor) -> Tensor:
-        symbol = as_complex(Torus(*self.size).symbol(self._scaled_input(scale.to(self.U), self.U)))
+        symbol = symbols.as_complex(Torus(*self.size).symbol(self._scaled_input(scale.to(self.U), self.U)))
         gram = symbol.mH @ symbol if self.in_channels <= len(self.U) else symbol @ symbol.mH
         return torch.linalg.eigvalsh(gram)[:, -1].amax().clamp_min(0).sqrt()
 
@@ -198,8 +194,10 @@ class MultiscaleConv2d(_Convolutional):
             for kernels, scales in ((self.F, self.F_scale), (self.G, self.G_scale), (self.D, self.D_scale))
         )
         kernels = [gram_skew(self.m, f, g) for f, g in zip(F, G, strict=True)]
-        m = min(proved_monotonicity(self.m, f, g) for f, g in zip(F, G, strict=True))
-        return splitting.MultiscaleOperator(kernels, F[1:], D, self.layout.sizes, strong_monotonicity=m)
+        known = None
+        if not any(map(is_transformed, kernels)):  # where weights have no values, m is proved once they have
+            known = min(proved_monotonicity(self.m, f, g) for f, g in zip(F, G, strict=True))
+        return splitting.MultiscaleOperator(kernels, F[1:], D, self.layout.sizes, strong_monotonicity=known)
 
     def source(self, x: Tensor) -> Tensor:
         field = self._source_field(self._input(x), self.U, self.b).view(*self.size, self.channels[0], len(x))

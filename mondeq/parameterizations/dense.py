@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 import splitting
 from mondeq.parameterizations.base import DenseInput, StronglyMonotone
-from splitting import norms, verified
-from splitting.context import full_precision, is_recorded
+from splitting import full_precision, is_recorded, norms, verified
 
 
 class Dense(DenseInput, StronglyMonotone):

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from splitting import norms, verified
-from splitting.context import full_precision
+from splitting import full_precision, norms, verified
 
 
 def gram_skew(m: Tensor, F: Tensor, G: Tensor) -> Tensor:

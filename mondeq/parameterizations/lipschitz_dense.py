@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import splitting
 from mondeq.parameterizations.base import DenseInput, check_count, check_positive, flat_input
-from splitting.context import full_precision
+from splitting import full_precision
 
 
 class LipschitzDense(DenseInput):

@@ -1,7 +1,18 @@
 """Linear operators A of the inclusion 0 ∈ A z − c + ∂f(z)."""
 
-from splitting.operators.base import Operator, Resolvent
+from splitting.operators.base import Adjoint, Operator, Resolvent
 from splitting.operators.dense import DenseOperator
+from splitting.operators.layout import Layout
 from splitting.operators.multiscale import ConvolutionOperator, MultiscaleOperator
+from splitting.operators.torus import Torus
 
-__all__ = ["ConvolutionOperator", "DenseOperator", "MultiscaleOperator", "Operator", "Resolvent"]
+__all__ = [
+    "Adjoint",
+    "ConvolutionOperator",
+    "DenseOperator",
+    "Layout",
+    "MultiscaleOperator",
+    "Operator",
+    "Resolvent",
+    "Torus",
+]

@@ -21,12 +21,17 @@ _CHUNK_ENTRIES = 2**20
 
 
 def block_inverse(matrix: Tensor) -> Tensor:
-    """Inverse of matrices (…, n, n) by recursive 2×2 block elimination without pivoting, several times faster than LU
-    for large n.
+    """Inverses by recursive 2×2 block elimination without pivoting: for large n several times as fast as LU.
 
     Stable for I + αA with A monotone: the symmetric part of such a matrix (in its diagonal metric) is at least I,
     every Schur complement inherits that, so no pivot block is ill conditioned beyond the matrix itself
     (Golub & Van Loan, Matrix Computations, §4.2). The result is to be verified, as `verify_inverse` does.
+
+    Args:
+        matrix: (…, n, n).
+
+    Returns:
+        The inverses, shaped like the matrices.
     """
     n = matrix.shape[-1]
     if n <= (_ORDER if matrix.ndim == 2 else _STACK_ORDER):
@@ -45,10 +50,16 @@ def block_inverse(matrix: Tensor) -> Tensor:
 
 
 def complex_inverse(symbol: Tensor) -> Tensor:
-    """Inverse of complex matrices R + iJ by real arithmetic; (count, 2n, n), R above J, and so is the result.
+    """Inverses of complex matrices R + iJ by real arithmetic.
 
-    It is X + iY with X = (R + J R⁻¹ J)⁻¹ and Y = −R⁻¹ J X. Stable where `block_inverse` is: this eliminates blocks of
-    the real form [[R, −J], [J, R]], whose symmetric part is at least I where that of R + iJ is.
+    The inverse is X + iY with X = (R + J R⁻¹ J)⁻¹ and Y = −R⁻¹ J X. Stable where `block_inverse` is: this eliminates
+    blocks of the real form [[R, −J], [J, R]], whose symmetric part is at least I where that of R + iJ is.
+
+    Args:
+        symbol: (count, 2n, n), R above J.
+
+    Returns:
+        (count, 2n, n), X above Y.
     """
     n = symbol.shape[2]
     result = recycled(symbol)
@@ -62,11 +73,16 @@ def complex_inverse(symbol: Tensor) -> Tensor:
 
 
 def verify_inverse(forward: Callable[[Tensor], Tensor], inverse: Callable[[Tensor], Tensor], ones: Tensor) -> None:
-    """Check V(Mp) = p for every row p of a probe with entries of varied size and sign; `ones` gives its shape, dtype
-    and device.
+    """Check V(Mp) = p for every row p of a probe with entries of varied size and sign.
 
-    Raises ResolventError if a row's relative error exceeds the square root of the unit roundoff: rounding stays far
-    below that for every inverse worth using, and a wrong one does not.
+    Args:
+        forward: M.
+        inverse: V.
+        ones: Gives the shape (rows, …), dtype and device of the probe.
+
+    Raises:
+        ResolventError: A row's relative error exceeds 16 times the square root of the dtype's resolution. Rounding
+            stays far below that for every inverse worth using, and a wrong one does not.
     """
     rows = ones.flatten(1)
     chirp = torch.cos(torch.arange(1, rows.shape[1] + 1, device=ones.device, dtype=torch.float64))

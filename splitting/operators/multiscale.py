@@ -31,11 +31,12 @@ from splitting.operators.symbols import (
     inverted,
     spectral_norm,
     stacked,
+    symbol_rounding,
     times_hermitian,
     two_norm_bound,
     unstacked,
 )
-from splitting.operators.torus import Torus, symbol_rounding
+from splitting.operators.torus import Torus
 from splitting.scratch import product, recycled
 
 Spectra = list[Tensor]

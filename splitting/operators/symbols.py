@@ -19,7 +19,14 @@ CHUNK = 128
 
 
 def stacked(symbol: Tensor) -> Tensor:
-    """The real matrices (frequencies, 2 n_out, 2 n_in) that multiply with a symbol."""
+    """The real matrices that multiply with a symbol.
+
+    Args:
+        symbol: (frequencies, 2 n_out, n_in).
+
+    Returns:
+        (frequencies, 2 n_out, 2 n_in).
+    """
     count, rows, inner = symbol.shape
     real, imaginary = symbol.view(count, 2, rows // 2, inner).unbind(1)
     result = recycled(symbol, (count, 2, rows // 2, 2, inner))
@@ -31,26 +38,73 @@ def stacked(symbol: Tensor) -> Tensor:
 
 
 def as_complex(symbol: Tensor) -> Tensor:
-    """The complex matrices (frequencies, n_out, n_in) of a symbol."""
+    """The complex matrices of a symbol.
+
+    Args:
+        symbol: (frequencies, 2 n_out, n_in).
+
+    Returns:
+        (frequencies, n_out, n_in), complex.
+    """
     real, imaginary = symbol.chunk(2, 1)
     return torch.complex(real, imaginary)
 
 
 def unstacked(matrices: Tensor) -> Tensor:
-    """The symbol of which these are the stacked matrices."""
+    """The symbol of stacked matrices: `stacked` inverted.
+
+    Args:
+        matrices: (frequencies, 2 n_out, 2 n_in).
+
+    Returns:
+        (frequencies, 2 n_out, n_in), a view.
+    """
     return matrices[:, :, : matrices.shape[2] // 2]
 
 
 def times_hermitian(matrices: Tensor, symbol: Tensor) -> Tensor:
-    """Stacked `matrices` times symbol + symbolᴴ, as a symbol."""
+    """Stacked matrices times symbol + symbolᴴ.
+
+    Args:
+        matrices: (frequencies, 2 n_out, 2n).
+        symbol: (frequencies, 2n, n).
+
+    Returns:
+        A symbol (frequencies, 2 n_out, n).
+    """
     n = symbol.shape[2]
     real, imaginary = symbol.chunk(2, 1)
     result = torch.baddbmm(product(matrices, symbol), matrices[..., :n], real.mT)
     return torch.baddbmm(result, matrices[..., n:], imaginary.mT, alpha=-1)
 
 
+def symbol_rounding(taps: int, dtype: torch.dtype = torch.float64) -> float:
+    """An upper bound on the error of a computed symbol, relative to the sums of moduli of its taps, entry by entry.
+
+    Args:
+        taps: Entries of the kernel in space.
+        dtype: Of the computation.
+
+    Returns:
+        The bound, relative.
+    """
+    # A sum over taps of products with phases that are off by some 35 roundings.
+    return verified.gamma(taps + 40, dtype)
+
+
 def inverted(symbol: Tensor, alpha: float) -> Tensor:
-    """(I + αÂ(ω))⁻¹ as a symbol, verified on a probe at every frequency."""
+    """(I + αÂ(ω))⁻¹, verified on a probe at every frequency.
+
+    Args:
+        symbol: Â, (frequencies, 2n, n).
+        alpha: α > 0.
+
+    Returns:
+        A symbol like Â.
+
+    Raises:
+        ResolventError: The inverse at some frequency does not invert.
+    """
     shifted = _shifted(symbol, alpha)
     inverse = complex_inverse(shifted)
     ones = torch.ones(symbol.shape[:2], dtype=symbol.dtype, device=symbol.device)
@@ -73,13 +127,28 @@ def _times(symbol: Tensor, v: Tensor) -> Tensor:
 
 
 def cayley(inverse: Tensor) -> Tensor:
-    """The stacked 2V − I for the symbol V, which is overwritten."""
+    """The stacked 2V − I.
+
+    Args:
+        inverse: The symbol V, (frequencies, 2n, n). It is overwritten.
+
+    Returns:
+        (frequencies, 2n, 2n).
+    """
     inverse.mul_(2).diagonal(dim1=1, dim2=2).sub_(1)
     return stacked(inverse)
 
 
 def cayley_norm(symbol: Tensor, alpha: float) -> float:
-    """‖(I − αŜ)(I + αŜ)⁻¹‖₂ for a symbol S, the largest over all frequencies, estimated by power iteration."""
+    """‖(I − αŜ)(I + αŜ)⁻¹‖₂, the largest over all frequencies, estimated by power iteration.
+
+    Args:
+        symbol: Ŝ, (frequencies, 2n, n).
+        alpha: α > 0.
+
+    Returns:
+        An estimate from below.
+    """
     matrices = cayley(complex_inverse(_shifted(symbol, alpha)))
     index = torch.arange(4 * matrices.shape[1], dtype=matrices.dtype, device=matrices.device)
     vectors = torch.cos(index.square()).view(-1, 4).expand(len(matrices), -1, -1)
@@ -89,12 +158,28 @@ def cayley_norm(symbol: Tensor, alpha: float) -> float:
 
 
 def spectral_norm(matrices: Tensor, error: float) -> float:
-    """Proved upper bound on ‖·‖₂ at every frequency, for what is within `error` of these stacked ones (float64)."""
+    """A proved upper bound on ‖·‖₂ at every frequency.
+
+    Args:
+        matrices: Stacked ones, float64.
+        error: How far from them, in the 2-norm, the exact ones may be.
+
+    Returns:
+        The bound, the largest over all frequencies.
+    """
     return max(verified.spectral_norm(chunk, perturbation=error) for chunk in matrices.split(CHUNK))
 
 
 def two_norm_bound(symbol: Tensor, shift: float = 0.0) -> Tensor:
-    """Upper bound on ‖B‖₂ for B = symbol − shift·I: the Schatten 4-norm ‖BᴴB‖_F^½, the largest over all frequencies."""
+    """An upper bound, up to rounding, on ‖B‖₂ for B = symbol − shift·I: the Schatten 4-norm ‖BᴴB‖_F^½.
+
+    Args:
+        symbol: (frequencies, 2 n_out, n_in).
+        shift: Any number; 0 where the symbol is not square.
+
+    Returns:
+        The largest over all frequencies, a scalar tensor, float64.
+    """
     if shift:
         symbol = recycled(symbol).copy_(symbol)
         symbol.diagonal(dim1=1, dim2=2).sub_(shift)
@@ -107,5 +192,12 @@ def two_norm_bound(symbol: Tensor, shift: float = 0.0) -> Tensor:
 
 
 def frobenius(symbol: Tensor) -> Tensor:
-    """‖·‖_F at every frequency."""
+    """‖·‖_F at every frequency.
+
+    Args:
+        symbol: (frequencies, 2 n_out, n_in).
+
+    Returns:
+        (frequencies,).
+    """
     return torch.linalg.vector_norm(symbol, dim=(1, 2))

@@ -45,8 +45,11 @@ Exchange = tuple[tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Stage:
-    """Data seen as (*axes, rest), its axes put in `order`, the first of them merged to `count`, the others contracted
-    with `matrices` (count or 1, p, q)."""
+    """One matrix product of a transform.
+
+    Data are seen as (*axes, rest), their axes put in `order`, the first of them merged to `count`, the others
+    contracted with `matrices`, (count or 1, p, q).
+    """
 
     axes: tuple[int, ...]
     order: tuple[int, ...]
@@ -61,7 +64,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Torus:
-    """An h×w torus whose fields have `phases`² sub-images per image channel. height, width count field positions.
+    """An h×w torus whose fields have phases² sub-images per image channel.
 
     Of the second axis the frequencies are kept whose remainder modulo its first factor N₁ is at most N₁/2, of the first
     all, in the order in which the matrix products of a transform leave them: by `column_frequencies`, then by
@@ -69,25 +72,31 @@ class Torus:
     """
 
     height: int
+    """Rows of a field."""
     width: int
+    """Columns of a field."""
     phases: int = 1
+    """How many times as long the sides of an image are: 1 or 2."""
 
     @property
     def columns(self) -> int:
-        """Number of frequencies kept of the second axis; the first keeps all."""
+        """How many frequencies are kept of the second axis; the first keeps all."""
         first, second = self._factors[1]
         return (first // 2 + 1) * second
 
     @property
     def frequencies(self) -> int:
+        """How many frequencies are kept."""
         return self.columns * self.height
 
     @property
     def row_frequencies(self) -> Tensor:
+        """The frequencies of the first axis in their order, (height,)."""
         return _remainder_first(*self._factors[0])
 
     @property
     def column_frequencies(self) -> Tensor:
+        """The frequencies of the second axis that are kept, in their order, (columns,)."""
         return _remainder_first(*self._factors[1])[: self.columns]
 
     def analyse(self, field: Tensor) -> Tensor:
@@ -171,7 +180,14 @@ class Torus:
         return torch.cat([real, imaginary], 1)
 
     def weights(self, like: Tensor) -> Tensor:
-        """How much each kept frequency counts in a sum over all: 1/(hw), twice that where its mirror is not kept."""
+        """How much each kept frequency counts in a sum over all: 1/(hw), twice that where its mirror is not kept.
+
+        Args:
+            like: Gives dtype and device.
+
+        Returns:
+            (frequencies,).
+        """
         return _weights(self, like.dtype, like.device)
 
     def rounding(self, dtype: torch.dtype) -> float:
@@ -179,6 +195,12 @@ class Torus:
 
         For the matrix products it is proved, with Frobenius norms for those of the moduli. For the fast transform it is
         Higham's bound (2002, theorem 24.2) with room for radices other than 2, which is taken to hold for the library.
+
+        Args:
+            dtype: Of the transform.
+
+        Returns:
+            The bound, relative.
         """
         if not self._by_product:
             return verified.gamma(64 * math.ceil(math.log2(self.height * self.width)) + 64, dtype)
@@ -198,12 +220,6 @@ class Torus:
         if not self._by_product:
             return (self.height, 1), (self.width, 1)
         return _factors(self.height), _factors(self.width)
-
-
-def symbol_rounding(taps: int, dtype: torch.dtype = torch.float64) -> float:
-    """Upper bound on the error of a symbol computed in `dtype` from a kernel of so many taps, relative to its size."""
-    # A sum over taps of products with phases that are off by some 35 roundings.
-    return verified.gamma(taps + 40, dtype)
 
 
 def _factors(side: int) -> tuple[int, int]:

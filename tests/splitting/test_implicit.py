@@ -93,9 +93,14 @@ def test_gradgradcheck_with_a_metric() -> None:
 @pytest.mark.parametrize("operator", ["convolution, 3×5", "multiscale"])
 @pytest.mark.parametrize("activation", ["Tanh", "Masked(Softplus)"])
 def test_gradcheck_convolutions(operator: str, activation: str) -> None:
-    """Of both orders, in the source, m, F, G and D, also with the mask that makes circular kernels zero-padded."""
-    m, *kernels = SMALL_OPERATORS[operator](torch.float64).tensors
-    A = SMALL_OPERATORS[operator](torch.float64).replace(m + 1, *(0.6 * kernel for kernel in kernels))
+    """Of both orders, in the source and in every kernel, also with the mask that makes circular kernels zero-padded."""
+    A = SMALL_OPERATORS[operator](torch.float64)
+    tiers = 2 if operator == "multiscale" else 1
+    # F and D times 0.6, and the kernels so that m is larger.
+    kernels = [0.36 * kernel for kernel in A.tensors[:tiers]]
+    for kernel in kernels:
+        kernel[:, :, kernel.shape[2] // 2, kernel.shape[3] // 2] += torch.eye(len(kernel))
+    A = A.replace(*kernels, *(0.6 * kernel for kernel in A.tensors[tiers:]))
     sigma: splitting.Activation = splitting.Tanh()
     if activation == "Masked(Softplus)":
         sigma = splitting.Masked(splitting.Softplus(), torch.rand(A.state_shape) < 0.7)
