@@ -305,7 +305,7 @@ def test_the_automatic_steps_are_those_that_are_stated(operator: str) -> None:
 def dense_factor(operator: splitting.Operator, alpha: float) -> float:
     """‖(I − αA)(I + αA)⁻¹‖_Λ from the matrix."""
     identity = torch.eye(operator.state_shape.numel(), dtype=torch.float64)
-    root = torch.ones(1) if operator.metric is None else operator.metric.flatten().sqrt()
+    root = torch.ones(1) if operator.metric is None else operator.metric.expand(operator.state_shape).flatten().sqrt()
     M = root[:, None] * dense(operator) / root
     return float(torch.linalg.matrix_norm((identity - alpha * M) @ torch.linalg.inv(identity + alpha * M), 2))
 
