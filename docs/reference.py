@@ -34,13 +34,13 @@ PAGES = {
     "mondeq/networks": (
         "Networks and layers",
         [
-            *("mondeq.layer", "mondeq.equilibrium", "mondeq.models", "mondeq.model_config", "mondeq.runs"),
-            *("mondeq.original", "mondeq.errors"),
+            *("mondeq.network", "mondeq.pieces", "mondeq.presets", "mondeq.runs", "mondeq.original", "mondeq.errors"),
+            *("mondeq.registry", "mondeq.settings", "mondeq.solving", "mondeq.norms"),
         ],
     ),
     "mondeq/parameterizations": ("Parameterizations", ["mondeq.parameterizations"]),
-    "mondeq/certificates": ("Bounds and certificates", ["mondeq.lipschitz", "mondeq.certify"]),
-    "mondeq/training": ("Training", ["mondeq.training"]),
+    "mondeq/certificates": ("Bounds and certificates", ["mondeq.bounds", "mondeq.certificates"]),
+    "mondeq/training": ("Training", ["mondeq.training", "mondeq.losses"]),
     "mondeq/data": ("Data", ["mondeq.data"]),
     "mondeq/testing": ("Testing", ["mondeq.testing"]),
 }

@@ -1,33 +1,98 @@
 """Monotone operator equilibrium networks: solved, trained, bounded and certified."""
 
-from mondeq.certify import Report, certify
-from mondeq.equilibrium import Equilibrium
+from mondeq.bounds import BOUNDS, Bound, BoundMethod, lipschitz_bounds, local_jacobian_norms
+from mondeq.certificates import CERTIFICATES, Certificate, Certifier, Report, certify
+from mondeq.data import DATASETS, Dataset
 from mondeq.errors import ConfigError, DataError, MondeqError, RunError, TrainingError
-from mondeq.layer import EquilibriumLayer
-from mondeq.lipschitz import Bound, lipschitz_bounds, local_jacobian_norms
-from mondeq.models import Classifier, ModelConfig
+from mondeq.losses import LOSSES, Loss
+from mondeq.network import Network
+from mondeq.norms import NORMS, Ball, Norm
 from mondeq.original import load_original_checkpoint
-from mondeq.parameterizations import Conv2d, Dense, LipschitzDense, MultiscaleConv2d, Parameterization
+from mondeq.parameterizations import (
+    PARAMETERIZATIONS,
+    Conv2d,
+    Dense,
+    DenseInput,
+    LipschitzDense,
+    MultiscaleConv2d,
+    Parameterization,
+    ReflectedConv2d,
+    ReflectedDense,
+)
+from mondeq.pieces import (
+    PIECES,
+    AveragePool,
+    Crop,
+    Entries,
+    Equilibrium,
+    EquilibriumLayer,
+    GroupSort,
+    Normalise,
+    NormalisedLinear,
+    PadChannels,
+    Piece,
+    Proof,
+    ReadoutLayer,
+    ResidualLayer,
+)
+from mondeq.presets import PRESETS, Classifier, ModelConfig
+from mondeq.registry import Registry
 from mondeq.runs import load, save
+from mondeq.settings import Settings, setting
+from mondeq.solving import ACTIVATIONS, SOLVERS
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ACTIVATIONS",
+    "BOUNDS",
+    "CERTIFICATES",
+    "DATASETS",
+    "LOSSES",
+    "NORMS",
+    "PARAMETERIZATIONS",
+    "PIECES",
+    "PRESETS",
+    "SOLVERS",
+    "AveragePool",
+    "Ball",
     "Bound",
+    "BoundMethod",
+    "Certificate",
+    "Certifier",
     "Classifier",
     "ConfigError",
     "Conv2d",
+    "Crop",
     "DataError",
+    "Dataset",
     "Dense",
+    "DenseInput",
+    "Entries",
     "Equilibrium",
     "EquilibriumLayer",
+    "GroupSort",
     "LipschitzDense",
+    "Loss",
     "ModelConfig",
     "MondeqError",
     "MultiscaleConv2d",
+    "Network",
+    "Norm",
+    "Normalise",
+    "NormalisedLinear",
+    "PadChannels",
     "Parameterization",
+    "Piece",
+    "Proof",
+    "ReadoutLayer",
+    "ReflectedConv2d",
+    "ReflectedDense",
+    "Registry",
     "Report",
+    "ResidualLayer",
     "RunError",
+    "Settings",
     "TrainingError",
     "certify",
     "lipschitz_bounds",
@@ -35,4 +100,5 @@ __all__ = [
     "load_original_checkpoint",
     "local_jacobian_norms",
     "save",
+    "setting",
 ]

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from mondeq import values
-from mondeq.model_config import ModelConfig
-from splitting.errors import InvalidArgument, InvalidType
+from splitting import InvalidArgument, InvalidType
 
 _LABEL_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def check_images(config: ModelConfig, images: Tensor) -> None:
-    """Raise unless `images` are floating point and of shape (batch, *image_shape)."""
+def check_images(shape: Sequence[int], images: Tensor) -> None:
+    """Raise unless `images` are floating point and of shape (batch, *shape)."""
     if not isinstance(images, Tensor):
         raise InvalidType(f"`images` must be a tensor, got a {type(images).__name__}; use torch.as_tensor(images)")
-    if images.ndim != 4 or tuple(images.shape[1:]) != config.image_shape:
-        expected = ", ".join(map(str, config.image_shape))
+    if tuple(images.shape[1:]) != tuple(shape):
+        expected = ", ".join(map(str, shape))
         raise InvalidArgument(f"`images` must have shape (batch, {expected}), got {tuple(images.shape)}")
     check_floating(images)
 
@@ -39,7 +38,7 @@ def check_values(images: Tensor, device: torch.device, consequence: str) -> None
         raise InvalidArgument(f"`images` hold NaN or inf; {consequence}")
 
 
-def check_labels(config: ModelConfig, labels: Tensor, count: int) -> None:
+def check_labels(classes: int, labels: Tensor, count: int) -> None:
     """Raise unless `labels` are `count` integers that name classes."""
     if not isinstance(labels, Tensor):
         raise InvalidType(
@@ -47,10 +46,8 @@ def check_labels(config: ModelConfig, labels: Tensor, count: int) -> None:
         )
     if labels.shape != (count,) or labels.dtype not in _LABEL_TYPES or labels.is_meta:
         raise InvalidArgument(f"`labels` must be {count} integers, got {labels.dtype} {tuple(labels.shape)}")
-    if count and not 0 <= int(labels.min()) <= int(labels.max()) < config.classes:
-        raise InvalidArgument(
-            f"`labels` must lie in 0 … {config.classes - 1}, got {int(labels.min())} … {int(labels.max())}"
-        )
+    if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise InvalidArgument(f"`labels` must lie in 0 … {classes - 1}, got {int(labels.min())} … {int(labels.max())}")
 
 
 def count(name: str, value: object) -> int:

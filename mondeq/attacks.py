@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mondeq import arguments, values
 from mondeq.errors import ConfigError
-from mondeq.models import Classifier, detached_copy
-from mondeq.scrutiny import proving
-from splitting.errors import InvalidArgument
+from mondeq.modes import proving
+from mondeq.network import Network, detached_copy
+from splitting import InvalidArgument
 
 # (rival, random start): the rival class is the likeliest other at every point, or number 1, 2, … at the clean image.
 _SEARCHES = ((0, False), (0, True), (1, False), (2, True))
@@ -31,7 +31,7 @@ class AttackedAccuracy(dict[float, float]):
 
 
 def accuracy_under_attack(
-    model: Classifier, images: Tensor, labels: Tensor, radii: Iterable[float], *, steps: int = 50, seed: int = 0
+    model: Network, images: Tensor, labels: Tensor, radii: Iterable[float], *, steps: int = 50, seed: int = 0
 ) -> AttackedAccuracy:
     """Share of images still classified right after ℓ2 projected gradient descent at each radius: an upper bound on
     robust accuracy, as certified accuracy is a lower one.
@@ -55,7 +55,7 @@ def accuracy_under_attack(
     if not wanted:
         raise InvalidArgument("`radii` are none; give at least one")
     with proving(victim.device):
-        images, labels = images.to(victim.head_weight.dtype), labels.to(victim.device).long()
+        images, labels = images.to(victim.dtype), labels.to(victim.device).long()
         target = target_type(victim, bounds=(0, 1), device=victim.device)
         search = search_type(steps, torch.Generator("cpu").manual_seed(number))
         found = _descend(victim, target, search, images, labels, sorted(set(wanted)))
@@ -63,7 +63,7 @@ def accuracy_under_attack(
 
 
 def _descend(
-    victim: Classifier, target: Any, search: Any, images: Tensor, labels: Tensor, radii: list[float]
+    victim: Network, target: Any, search: Any, images: Tensor, labels: Tensor, radii: list[float]
 ) -> dict[float, float]:
     """{radius: share that no search fools}, for radii in increasing order."""
     logits = victim(images)
@@ -84,8 +84,8 @@ def _descend(
     return found
 
 
-def _check(victim: Classifier, images: Tensor, labels: Tensor) -> None:
-    arguments.check_images(victim.config, images)
+def _check(victim: Network, images: Tensor, labels: Tensor) -> None:
+    arguments.check_images(victim.in_shape, images)
     arguments.check_values(images, victim.device, "nothing can be attacked there")
     if not len(images):
         raise InvalidArgument("`images` are none; there is nothing to attack")
@@ -94,7 +94,7 @@ def _check(victim: Classifier, images: Tensor, labels: Tensor) -> None:
             f"`images` must lie in [0, 1], got {float(images.min()):.4g} … {float(images.max()):.4g}; attacked images "
             "stay in that box"
         )
-    arguments.check_labels(victim.config, labels, len(images))
+    arguments.check_labels(victim.classes, labels, len(images))
 
 
 def _foolbox() -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ which the processes met, and only the first of them raises what happened.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import time
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mondeq.errors import ConfigError, MondeqError, RunError
-from splitting.errors import SplittingError
+from splitting import SplittingError
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -101,6 +102,9 @@ def session(device: str) -> Iterator[torch.device]:
         chosen = _device(device, place.local_rank)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
+        # An optimiser imports this the first time. Imported while there is a group, it keeps hold of it, whose
+        # connections would then stay open where this process fails: the others would wait for it.
+        importlib.import_module("torch._dynamo")
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size)
         yield chosen

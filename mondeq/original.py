@@ -17,9 +17,9 @@ from torch import Tensor
 
 from mondeq import values
 from mondeq.errors import ConfigError, RunError
-from mondeq.models import Classifier, ModelConfig, exact_copy
-from splitting import ConvergenceWarning, Outcome
-from splitting.errors import SplittingError
+from mondeq.network import Network, exact_copy
+from mondeq.presets import Classifier, ModelConfig
+from splitting import ConvergenceWarning, SplittingError
 
 _PREFIX = "mon.linear_module."
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -33,7 +33,7 @@ def load_original_checkpoint(
     mean: float | Sequence[float],
     std: float | Sequence[float],
     image_size: int | None = None,
-) -> Classifier:
+) -> Network:
     """The classifier that a state_dict of 2020 describes: dense, single convolution or multi-tier, told by its names.
 
     m: the strong monotonicity it was trained with. mean, std: its normalisation, per channel or one for all.
@@ -149,7 +149,7 @@ def _check_dimensions(tensors: dict[str, Tensor], dimensions: dict[str, int]) ->
             raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, where {count} dimensions are needed")
 
 
-def _check_sizes(weights: dict[str, Tensor], model: Classifier, path: Path) -> None:
+def _check_sizes(weights: dict[str, Tensor], model: Network, path: Path) -> None:
     """Raise RunError unless the tensors fit together; `model` is what some of them say."""
     for name, expected in model.state_dict().items():
         if weights[name].shape != expected.shape:
@@ -159,18 +159,18 @@ def _check_sizes(weights: dict[str, Tensor], model: Classifier, path: Path) -> N
             )
 
 
-def _check_usable(model: Classifier, path: Path) -> None:
+def _check_usable(model: Network, path: Path) -> None:
     """Raise RunError unless the network has an operator, and finite answers to a black and a white image."""
-    black = torch.zeros(1, *model.config.image_shape, dtype=torch.float32)
+    black = torch.zeros(1, *model.in_shape, dtype=torch.float32)
     try:
-        exact_copy(model).linear.operator()
+        for layer in exact_copy(model).solved():
+            layer.tuned(layer.solver)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            solution = model.layer.solve(model.prepare(torch.cat([black, black + 1])))
-            finite = bool(torch.isfinite(model.readout(solution.value)).all())
+            finite = bool(torch.isfinite(model(torch.cat([black, black + 1]))).all())
     except SplittingError as error:
         raise RunError(f"{path} cannot be solved with these settings: {error}") from error
-    if solution.status.outcome is Outcome.NON_FINITE or not finite:
+    if not finite:
         raise RunError(f"{path} answers with NaN or inf with these settings; are `m`, `mean` and `std` right?")
 
 

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mondeq.certify import Report
+from mondeq.certificates import Report
 from mondeq.files import replace_file
 from mondeq.training.progress import Epoch
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mondeq import values
 from mondeq.errors import ConfigError, RunError
 from mondeq.files import (
     Writer,
@@ -22,50 +23,58 @@ from mondeq.files import (
     sole_writer,
     text_writer,
 )
-from mondeq.models import Classifier, ModelConfig, describe
-from splitting.errors import SplittingError
+from mondeq.formats import FORMAT, describe
+from mondeq.formats import read as read_network
+from mondeq.network import Network
+from splitting import SplittingError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_FORMAT = 1
 
 
-def save(model: Classifier, folder: str | Path, **extra: Any) -> None:
+def save(model: Network, folder: str | Path, **extra: Any) -> None:
     """Write `model` to `folder` (made if absent) as config.json and model.safetensors, each in one atomic step.
 
-    What is written is the network as it is now, its layer's activation, solver and tolerances included, whatever
-    `model.config` says; `on_failure` and `monitor` are left to the program that loads it. extra: further JSON entries
-    of config.json. Raises RunError, and writes nothing, where the folder cannot be written, somebody else writes
-    to it or `load` would not give the same network back: hooks, parametrizations, subclasses and wrappers, settings
-    that no configuration has, weights that are not finite, share memory or are not all float32 or all float64.
+    What is written is the network as it is now, activation, solver and tolerances of its layers included;
+    `on_failure` and `monitor` are left to the program that loads it.
+
+    Args:
+        model: A network of pieces that files know.
+        folder: Where to.
+        extra: Further JSON entries of config.json.
+
+    Raises:
+        RunError: The folder cannot be written, somebody else writes to it, or `load` would not give the same network
+            back: hooks, parametrizations, subclasses and wrappers, pieces or settings that no file holds, weights that
+            are not finite, share memory or are not all float32 or all float64. Nothing is written then.
     """
     folder = Path(folder)
-    config, tensors = _contents(model, folder)
-    text = config_text(config, **extra)
+    described, tensors = _contents(model, folder)
+    text = config_text(described, **extra)
     with sole_writer(folder):
         replace_files({folder / CONFIG: text_writer(text), folder / WEIGHTS: _tensor_writer(tensors)})
 
 
-def config_text(config: ModelConfig, /, **extra: Any) -> str:
+def config_text(described: dict[str, Any], /, **extra: Any) -> str:
     """What config.json holds of a model, with further entries. Raises RunError for what is no JSON value."""
     if "format" in extra:
         raise RunError("`format` is an entry of config.json that `save` writes itself; choose another name")
     try:
-        return json_text({"format": _FORMAT, "model": config.to_dict(), **extra})
+        return json_text({"format": FORMAT, "model": described, **extra})
     except (TypeError, ValueError, RecursionError) as error:
         raise RunError(f"the further entries of config.json must be JSON values: {error}") from None
 
 
-def _contents(model: Classifier, folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The configuration and the tensors that make `model`. Raises RunError where `load` would not take them back."""
+def _contents(model: Network, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The description and the tensors that make `model`. Raises RunError where `load` would not take them back."""
     try:
-        config = describe(model)
+        described = describe(model)
         # Not the state_dict, which hooks may change.
         tensors = {name: weight.detach() for name, weight in model.named_parameters(remove_duplicate=False)}
         _check_memory(tensors)
-        check_tensors(tensors, _expected(config, tensors), "`model`")
+        check_tensors(tensors, _expected({"format": FORMAT, "model": described}, tensors), "`model`")
     except (ConfigError, SplittingError, RunError) as error:
         raise RunError(f"cannot save this model to {folder}: {error}") from None
-    return config, tensors
+    return described, tensors
 
 
 def _check_memory(tensors: dict[str, Tensor]) -> None:
@@ -87,34 +96,39 @@ def _extent(tensor: Tensor) -> int:
     return (steps + 1) * tensor.element_size()
 
 
-def _expected(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _expected(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Names, shapes and dtype of the weights of `config`: float64 where all of `tensors` are, else float32."""
     double = bool(tensors) and all(t.dtype == torch.float64 for t in tensors.values())
     # Without memory behind it: a config that asks for absurd sizes is found out by its tensors.
     with torch.device("meta"):
-        return dict(Classifier(config).to(torch.float64 if double else torch.float32).state_dict())
+        return dict(read_network(config).to(torch.float64 if double else torch.float32).state_dict())
 
 
-def load(folder: str | Path, *, device: str | torch.device = "cpu") -> Classifier:
-    """The classifier saved in `folder`, in evaluation mode on `device`: images in [0, 1] in, logits out.
+def load(folder: str | Path, *, device: str | torch.device = "cpu") -> Network:
+    """Load the network saved in `folder`, in evaluation mode: images in [0, 1] in, logits out.
 
-    Raises RunError for a folder that is no run, a config that disagrees with its tensors, a pickle offered as
-    weights, a damaged file, or tensors that are not finite.
+    Args:
+        folder: A run folder of `mondeq train`, or what `save` wrote, of this version or an older one.
+        device: Where to.
+
+    Returns:
+        The network.
+
+    Raises:
+        RunError: The folder is no run, its config disagrees with its tensors, is of no format that is known or
+            describes no network, a pickle is offered as weights, a file is damaged, or tensors are not finite.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise RunError(f"{folder} is not a folder; give the run folder that `mondeq train --out` wrote")
     config = read_json(folder / CONFIG)
-    if config.get("format") != _FORMAT or not isinstance(config.get("model"), dict):
-        raise RunError(f"{folder / CONFIG} is not of format {_FORMAT}; it was not written by this version of mondeq")
     tensors = read_tensors(folder / WEIGHTS)
     try:
-        model_config = ModelConfig.from_dict(config["model"])
-        expected = _expected(model_config, tensors)
+        expected = _expected(config, tensors)
         check_tensors(tensors, expected, folder / WEIGHTS)
         # Its initial weights are drawn in vain: the caller's random numbers, modes and defaults stay out of it.
         with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-            model = Classifier(model_config).to(next(iter(expected.values())).dtype)
+            model = read_network(config).to(next(iter(expected.values()), torch.empty(0, device="cpu")).dtype)
             model.load_state_dict(tensors)
     except RunError:
         raise
@@ -156,7 +170,8 @@ def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], path: P
     """Raise RunError unless `found`, which `path` holds, has the names, shapes and dtypes of `expected`, all finite."""
     missing, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or unknown:
-        raise RunError(f"{path} does not fit its config: missing {missing or 'none'}, unknown {unknown or 'none'}")
+        lost, more = (values.shown(names) if names else "none" for names in (missing, unknown))
+        raise RunError(f"{path} does not fit its config: missing {lost}, unknown {more}")
     for name, tensor in found.items():
         wanted = expected[name]
         if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:

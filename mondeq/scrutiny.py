@@ -1,7 +1,7 @@
 """Whether a model is what it seems, and which one it is: what is certified or saved must be what model(x) computes.
 
 A module computes what its class says unless something was hung on it: a hook, a parametrization, an attribute in place
-of a method. It is what its configuration says if it differs from a fresh module made of that in no more than weights.
+of a method. It is what its settings say if it differs from a fresh module made of them in no more than weights.
 """
 
 from __future__ import annotations
@@ -9,43 +9,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pickle
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
-import splitting
 from mondeq import values
-from mondeq.parameterizations import Conv2d, Dense, DenseInput, LipschitzDense, MultiscaleConv2d, Parameterization
-from splitting.errors import InvalidArgument, InvalidType
+from splitting import InvalidArgument, InvalidType
 
-_OWN_LINEAR = (Dense, LipschitzDense, Conv2d, MultiscaleConv2d)
-# Nondecreasing and 1-Lipschitz for every parameter that they accept.
-_PROVED_ACTIVATIONS = (
-    splitting.Identity,
-    splitting.ReLU,
-    splitting.LeakyReLU,
-    splitting.SoftThreshold,
-    splitting.Box,
-    splitting.Tanh,
-    splitting.Sigmoid,
-    splitting.Softplus,
-)
 # `compile()` puts torch's own translation of `forward` on the object.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 _WEIGHTS = ("_parameters", "_buffers")
-
-
-@contextmanager
-def proving(device: torch.device) -> Iterator[None]:
-    """Without graphs and inference tensors, new tensors on `device`, whatever the caller has set for himself."""
-    default = torch.get_default_device()
-    elsewhere = default.type not in ("cpu", device.type)
-    with torch.inference_mode(False), torch.no_grad(), torch.device(device) if elsewhere else nullcontext():
-        yield
+_OURS = ("mondeq.", "torch.")
+# What a subclass may change of a piece that computes and proves by inherited methods.
+_BESIDE = frozenset(
+    {"__init__", "__getstate__", "__repr__", "extra_repr", "Settings", "settings", "make", "facts", "check", "entries"}
+)
 
 
 def check_untouched(model: nn.Module, name: str = "model") -> None:
@@ -63,123 +44,99 @@ def check_untouched(model: nn.Module, name: str = "model") -> None:
                 raise InvalidArgument(f"`{path}.{attribute}` takes the place of what {type(module).__name__} computes")
 
 
-def check_same(model: nn.Module, fresh: nn.Module, free: Collection[str]) -> None:
+def check_same(model: nn.Module, fresh: nn.Module, free: Collection[str], name: str = "model") -> None:
     """Raise InvalidArgument where `model` is not what `fresh` is, but for the values of its weights.
 
     Compared are all modules by their types, weights by their names and shapes, and every attribute that `fresh` has;
-    what it has not decided yet (a private None) may have been. free: modules and attributes that may differ.
+    what it has not decided yet (a private None) may have been. free: modules and attributes that may differ, by their
+    path, which begins with `name`.
     """
-    found, expected = (dict(m.named_modules(prefix="model")) for m in (model, fresh))
+    found, expected = (dict(m.named_modules(prefix=name)) for m in (model, fresh))
     for path in sorted(found.keys() | expected.keys()):
-        if any(path == name or path.startswith(f"{name}.") for name in free):
+        if any(path == each or path.startswith(f"{each}.") for each in free):
             continue
         ours, theirs = found.get(path), expected.get(path)
         if ours is None or theirs is None or type(ours) is not type(theirs):
-            raise InvalidArgument(f"`{path}` is {_kind(ours)}; the configuration of the model makes it {_kind(theirs)}")
-        for name, value in vars(theirs).items():
-            undecided = name.startswith("_") and value is None
-            if name in _OF_EVERY_MODULE or undecided or f"{path}.{name}" in free:
+            raise InvalidArgument(f"`{path}` is {_kind(ours)}; its settings make it {_kind(theirs)}")
+        for attribute, value in vars(theirs).items():
+            undecided = attribute.startswith("_") and value is None
+            if attribute in _OF_EVERY_MODULE or undecided or f"{path}.{attribute}" in free:
                 continue
-            own = vars(ours).get(name)
-            if type(own) is not type(value) or own != value:
+            own = vars(ours).get(attribute)
+            if not _alike(own, value):
                 raise InvalidArgument(
-                    f"`{path}.{name}` is {values.shown(own)}; the configuration of the model makes it "
-                    f"{values.shown(value)}"
+                    f"`{path}.{attribute}` is {values.shown(own)}; its settings make it {values.shown(value)}"
                 )
         if _weights(ours) != _weights(theirs):
             raise InvalidArgument(
-                f"`{path}` has the weights {_weights(ours)}; the configuration of the model makes them "
-                f"{_weights(theirs)}"
+                f"`{path}` has the weights {_weights(ours)}; its settings make them {_weights(theirs)}"
             )
 
 
-def is_own(linear: Parameterization) -> bool:
-    """Whether `linear` is one of this package's parameterizations.
+def _alike(own: object, value: object) -> bool:
+    """Whether an attribute is `value`; a number may be one of numpy or torch."""
+    same = type(own) is type(value) and own == value
+    return same or (type(value) in (int, float) and values.real(own) == value)
 
-    Any other is its author's word for its operator, source and constants, if it keeps to one contract: raises
-    InvalidType for a subclass that would mix its own with those of the class it derives from.
+
+def check_inherited(thing: object, names: Sequence[str]) -> None:
+    """Raise InvalidType for a class that changes only some of the methods of this package that belong together.
+
+    Args:
+        thing: What is asked.
+        names: Its methods: who inherits one inherits all of them, or writes all of them.
     """
-    if type(linear) in _OWN_LINEAR:
-        return True
-    for own in _OWN_LINEAR:
-        if isinstance(linear, own):
-            raise InvalidType(
-                f"`{type(linear).__name__}` derives from {own.__name__}, whose constants need not be its own; derive "
-                "from mondeq.Parameterization or DenseInput"
-            )
-    if isinstance(linear, DenseInput) and type(linear).source is not DenseInput.source:
+    owners = {name: owner for name in names if (owner := _owner(type(thing), name)) is not None}
+    foreign = {name for name, owner in owners.items() if not owner.__module__.startswith(_OURS)}
+    if foreign and len(foreign) < len(owners):
+        inherited = next(owner for name, owner in owners.items() if name not in foreign)
+        missing = ", ".join(sorted(owners.keys() - foreign))
         raise InvalidType(
-            f"`{type(linear).__name__}` has another source than DenseInput, whose constants are of U and b; derive it "
-            "from mondeq.Parameterization"
+            f"`{type(thing).__name__}` derives from {inherited.__name__}, whose constants need not be its own; "
+            f"give it {missing} of its own too"
         )
-    return False
 
 
-def check_activation(activation: splitting.Activation, state_shape: torch.Size) -> None:
-    """Raise InvalidArgument unless σ is nondecreasing and 1-Lipschitz: known to be, or found so on a grid."""
-    kind = type(activation)
-    if kind in (splitting.Masked, splitting.prox.Scaled):
-        check_activation(activation.inner, state_shape)  # type: ignore[attr-defined]  # both have one
-        factor = getattr(activation, "factor", torch.ones((), device="cpu"))
-        _require(kind, bool((factor > 0).all()), "has a factor that is not positive")
-    elif kind is splitting.Scale:
-        (d,) = activation.tensors
-        _require(kind, bool(((d >= 0) & (d <= 1)).all()), "has a `d` that does not lie in [0, 1]")
-    elif kind in _PROVED_ACTIVATIONS:
-        dataclasses.replace(activation)  # type: ignore[type-var]  # all are; checks the parameters as they are now
-    else:
-        with proving(torch.device("cpu")):
-            try:
-                if not activation.tensors:
-                    splitting.check_activation(activation)
-                _check_on_grid(activation, state_shape)
-            except RuntimeError as error:
-                reason = str(error).partition("\n")[0]
-                raise InvalidArgument(f"`activation` {kind.__name__} does not act entry by entry: {reason}") from None
+def check_helpers(thing: object, proof: str) -> None:
+    """Raise InvalidType for a class that changes what inherited methods call, where the method `proof` is inherited.
 
-
-def _check_on_grid(activation: splitting.Activation, state_shape: torch.Size) -> None:
-    """On a wide grid, for every entry of a state: slopes in [0, 1], and prox_f = σ as the solvers take it."""
-    points = torch.logspace(-3, 6, 46, dtype=torch.float64, device="cpu")
-    line = torch.cat([-points.flip(0), points.new_zeros(1), points])
-    tensors = tuple(t.detach().double().cpu() for t in activation.tensors)
-    kind, activation, shape = type(activation), activation.rebind(*tensors), state_shape if tensors else torch.Size()
-    y = line.reshape(-1, *(1 for _ in shape)).expand(-1, *shape)
-    sigma, step = activation(y), y.diff(dim=0)
-    rise, slack = sigma.diff(dim=0), 1e-9 * step
-    steady = bool(((rise >= -slack) & (rise <= step + slack)).all())
-    _require(kind, steady, "is not nondecreasing and 1-Lipschitz, as every certificate needs")
-    if activation.homogeneous:
-        _require(kind, _close(activation(8 * y), 8 * sigma, y), "says that it is homogeneous, and is not")
-    for alpha in (0.3, 1.0, 3.0):
-        expected = activation(activation.point(y, alpha))
-        for found in (activation.proximal(y, alpha), activation.proximal_at(alpha)(y, None)):
-            _require(kind, _close(found, expected, y), "has a prox that is not σ(point), so it solves another problem")
-
-
-def _close(found: Tensor, expected: Tensor, y: Tensor) -> bool:
-    return bool(((found - expected).abs() <= 1e-6 * (1 + y.abs())).all())
-
-
-def _require(kind: type[splitting.Activation], holds: bool, failure: str) -> None:
-    if not holds:
-        raise InvalidArgument(f"`activation` {kind.__name__} {failure}")
-
-
-def fingerprint(linear: Parameterization, head: tuple[Tensor, ...], *facts: object) -> str:
-    """SHA-256 over everything that constants of a network depend on, the same in float32 and as a float64 copy.
-
-    That is: `facts`, the read-out `head`, and all of `linear`: types, plain attributes, weights by name, shape and
-    float64 value.
+    Args:
+        thing: What is asked.
+        proof: The method that is true of what the class computes.
     """
-    digest = hashlib.sha256(repr(facts).encode())
-    for path, module in linear.named_modules():
+    order = type(thing).__mro__
+    ours = {name for base in order if base.__module__.startswith(_OURS) for name in vars(base)} - _BESIDE
+    for base in order[: next(i for i, base in enumerate(order) if proof in vars(base))]:
+        changed = sorted(name for name in vars(base).keys() & ours if _decides(vars(base)[name]))
+        if changed and not base.__module__.startswith(_OURS):
+            raise InvalidType(
+                f"`{base.__name__}` changes {', '.join(changed)}, of which its inherited `{proof}` does not know; give "
+                f"it a `{proof}` of its own too"
+            )
+
+
+def _decides(member: object) -> bool:
+    return callable(member) or isinstance(member, (property, classmethod, staticmethod))
+
+
+def _owner(cls: type, name: str) -> type | None:
+    """The class that gives `cls` its method `name`."""
+    return next((base for base in cls.__mro__ if name in vars(base)), None)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return a SHA-256 over everything that constants of a network depend on.
+
+    That is all of its modules: types, plain attributes, weights by name, shape and float64 value.
+    """
+    digest = hashlib.sha256()
+    for path, module in model.named_modules():
         digest.update(f"{path} {type(module).__module__}.{type(module).__qualname__}".encode())
         for name, value in sorted(vars(module).items()):
             if name not in _OF_EVERY_MODULE:
                 _update(digest, f"{path}.{name}", value)
-    for name, tensor in [*linear.named_parameters(), *linear.named_buffers(), *enumerate(head)]:
-        _update(digest, str(name), tensor)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        _update(digest, name, tensor)
     return digest.hexdigest()
 
 

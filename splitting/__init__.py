@@ -6,7 +6,7 @@ Knows torch, and nothing of neural networks. The modules `verified` and `norms` 
 
 from splitting import norms, verified
 from splitting.checks import check_activation, check_adjoint, check_monotone, check_resolvent, error_bound
-from splitting.context import full_precision, is_recorded, is_transformed, uncompiled
+from splitting.context import constant, full_precision, is_recorded, is_transformed, uncompiled
 from splitting.derived import Derived
 from splitting.errors import InvalidArgument, InvalidType, NotConverged, ResolventError, SplittingError
 from splitting.implicit import Gradient, Implicit, Monitor, OneStep, Unrolled, equilibrium, jacobian_norm
@@ -107,6 +107,7 @@ __all__ = [
     "check_monotone",
     "check_options",
     "check_resolvent",
+    "constant",
     "contraction_factor",
     "equilibrium",
     "error_bound",

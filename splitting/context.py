@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import ParamSpec, TypeVar, cast
 
 import torch
@@ -98,3 +98,24 @@ def full_precision(device: torch.device) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def constant(compute: Callable[P, T]) -> Callable[P, T]:
+    """`compute` remembered for its arguments, as a tensor that serves everywhere, whatever surrounds the first call.
+
+    Neither inference mode nor a transform of torch.func nor a default device gets into what it computes.
+
+    Args:
+        compute: A function of hashable arguments, which it depends on alone.
+
+    Returns:
+        The function, which keeps its last 64 results.
+    """
+
+    @lru_cache(maxsize=64)
+    @wraps(compute)
+    def ordinary(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch._C._DisableFuncTorch(), torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+            return compute(*args, **kwargs)
+
+    return cast(Callable[P, T], ordinary)

@@ -14,6 +14,7 @@ import functools
 import importlib
 import inspect
 import itertools
+import json
 import pkgutil
 import re
 import runpy
@@ -26,10 +27,12 @@ from types import FunctionType, ModuleType
 
 import pytest
 
+from mondeq.formats import build
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
-LANGUAGES = {"python", "console", "", "sh", "text"}
+LANGUAGES = {"json", "python", "console", "", "sh", "text"}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -77,6 +80,15 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 def test_blocks_are_of_a_known_kind(page: Path) -> None:
     """A misspelt language would silently take a block out of these tests."""
     assert {language for language, _, _ in blocks(page)} <= LANGUAGES
+
+
+@each_page
+def test_lists_of_pieces_make_networks(page: Path) -> None:
+    """Of the digits, which `mondeq train --model FILE.json` can be tried on."""
+    for language, _, text in blocks(page):
+        if language == "json" and "pieces" in (described := json.loads(text)):
+            network = build({"in_shape": [1, 8, 8], **described})
+            assert network.classes == 10
 
 
 # What a page calls: `mondeq …`, by torchrun too, and `python -m experiments.…`. The first group is the module to run.

@@ -21,7 +21,6 @@ from experiments.benchmarks.competitors import (
     solve_and_differentiate,
 )
 from experiments.benchmarks.textbook_convolution import TextbookConvolution
-from mondeq.features import AveragePool, Entries, Features
 
 POOL = 4
 IN_CHANNELS = 3
@@ -55,7 +54,7 @@ class OurNetwork(Network):
         self.features = features(layer.linear)
 
     def classify(self, state: Any) -> Tensor:
-        logits: Tensor = self.head(self.features(state))
+        logits: Tensor = self.head(self.features(state).flatten(1))
         return logits
 
     def flat(self, state: Any) -> Tensor:
@@ -73,11 +72,11 @@ def convolution(channels: Sequence[int], image_size: int, m: float = 1.0) -> Con
     return mondeq.MultiscaleConv2d(IN_CHANNELS, channels, image_size, m=m, weight_norm=True)
 
 
-def features(linear: Any) -> Features:
-    """What the head sees of a state of `linear`."""
+def features(linear: Any) -> mondeq.Piece:
+    """What picks the part of a state of `linear` that the head sees, flattened."""
     if isinstance(linear, mondeq.Conv2d):
-        return AveragePool(linear.state_shape, POOL)
-    return Entries(linear.state_shape, linear.state_shape.numel() - linear.layout.entries[-1])
+        return mondeq.AveragePool(POOL)
+    return mondeq.Entries(linear.state_shape.numel() - linear.layout.entries[-1])
 
 
 def tiers(linear: Any, state: Tensor) -> tuple[Tensor, ...]:
@@ -86,7 +85,7 @@ def tiers(linear: Any, state: Tensor) -> tuple[Tensor, ...]:
 
 
 def new_head(linear: Convolution) -> nn.Linear:
-    return nn.Linear(features(linear).count, CLASSES)
+    return nn.Linear(features(linear).out_shape(linear.state_shape).numel(), CLASSES)
 
 
 def textbook_copy(linear: Convolution, m: float, *, tol: float) -> TextbookConvolution:

@@ -105,7 +105,7 @@ def _step_size(solver: splitting.Solver, operator: splitting.Operator) -> float 
 
 def load_checkpoint(path: Path, m: float) -> mondeq.Dense:
     """The dense network of 2020 in a state_dict. Raises TypeError for one of another kind."""
-    linear = mondeq.load_original_checkpoint(path, m=m, mean=MEAN, std=STD).linear
+    linear = mondeq.load_original_checkpoint(path, m=m, mean=MEAN, std=STD).get_submodule("layer.linear")
     if not isinstance(linear, mondeq.Dense):
         raise TypeError(f"{path} holds no dense network but a {type(linear).__name__}")
     return linear

@@ -8,12 +8,16 @@ line that says where it happened; with MONDEQ_TRACEBACK=1 in the environment it 
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import os
+import runpy
+import sys
 import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -22,8 +26,8 @@ import mondeq
 from mondeq import distributed
 from mondeq.cli import bound, certify, import_checkpoint, info, train
 from mondeq.cli.output import complain, flush, show, tolerant_streams
-from mondeq.errors import MondeqError, showable
-from splitting.errors import SplittingError
+from mondeq.errors import ConfigError, MondeqError, showable
+from splitting import SplittingError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +61,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options. Where several processes were started alike, one prints help and complaints for all."""
+    rest = _import_modules(sys.argv[1:] if arguments is None else list(arguments))
     parser = _Parser(
         prog="mondeq",
         description="Equilibrium networks with guarantees: train a classifier, certify its predictions, bound its "
@@ -67,10 +72,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (train, certify, bound, info, import_checkpoint):
         module.add_parser(commands)
+    parser.add_argument(
+        "--import", metavar="MODULE", help="import a module or FILE.py first, so that what it enrols has a name"
+    )
     out, err = io.StringIO(), io.StringIO()
     try:
         with redirect_stdout(out), redirect_stderr(err):
-            return parser.parse_args(arguments)
+            return parser.parse_args(rest)
     finally:
         # argparse itself does not mind where what it prints goes lost.
         if distributed.speaks():
@@ -78,6 +86,25 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                 complain(line)
             if out.getvalue():
                 show(out.getvalue().removesuffix("\n"))
+
+
+def _import_modules(arguments: list[str]) -> list[str]:
+    """Import what `--import` names, wherever it stands, and return the other arguments.
+
+    It comes before all else: names of classes that enrol are options.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--import", dest="modules", action="append", default=[])
+    try:
+        known, rest = early.parse_known_args(arguments)
+    except SystemExit:  # without a value; the parser of all options says so
+        return arguments
+    for name in known.modules:
+        try:
+            runpy.run_path(name, run_name=Path(name).stem) if name.endswith(".py") else importlib.import_module(name)
+        except Exception as error:  # whatever a stranger's module raises
+            raise ConfigError(f"cannot import {name}: {type(error).__name__}: {_first_line(error)}") from error
+    return rest
 
 
 def _explain(error: BaseException) -> tuple[int, str | None]:

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from mondeq import distributed
-from mondeq.cli.evaluation import add_data_dir, add_device, bounds_table, count, run_data
+from mondeq.bounds import BOUNDS, Chain, lipschitz_bounds
+from mondeq.cli.evaluation import add_data_dir, add_device, add_norm, bounds_table, count, run_data
 from mondeq.cli.output import add_json, check_writable, save_json, show
-from mondeq.lipschitz import lipschitz_bounds
 from mondeq.runs import load
 
 
@@ -16,15 +16,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "bound",
         help="Lipschitz bounds of a trained model",
-        description="Bound the Lipschitz constant of a trained model from pixels in [0, 1] to logits, in ℓ2: certified "
-        "upper bounds for all logits together and for the least regular gap of two, and the largest local Jacobian "
-        "norm over test images, below which no Lipschitz constant lies.",
+        description="Bound the Lipschitz constant of a trained model from pixels in [0, 1] to logits (in ℓ2): "
+        "certified upper bounds for all logits together and for the least regular gap of two, and the largest local "
+        "Jacobian norm over test images, below which no Lipschitz constant lies.",
         epilog="example: mondeq bound runs/mnist --images 2000",
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder of `mondeq train`")
     parser.add_argument(
         "--images", type=count(0), default=500, metavar="N", help="test images for the lower estimate (0: none)"
     )
+    add_norm(parser)
     add_data_dir(parser)
     add_device(parser)
     add_json(parser)
@@ -37,8 +38,11 @@ def run(options: argparse.Namespace) -> int:
         model = load(options.folder, device=device)
         images = None
         if options.images > 0:
-            images = run_data(options.folder, options.data_dir).test.images[: options.images].to(device).float() / 255
-        bounds = lipschitz_bounds(model, images)
+            split = run_data(options.folder, options.data_dir, model).test
+            images = split.images[: options.images].to(device).float() / 255
+        chain = Chain.of(model, options.norm)
+        bounds = lipschitz_bounds(model, images, norm=options.norm, chain=chain)
+        unsuited = {name: reason for name, kind in BOUNDS.items() if (reason := kind().unsuited(chain)) is not None}
         figures = {
             name: {
                 "value": b.value,
@@ -50,5 +54,6 @@ def run(options: argparse.Namespace) -> int:
             for name, b in bounds.items()
         }
         save_json(options.json, figures)
-        show(bounds_table(bounds))
+        notes = "".join(f"\n{name}: not tried, {reason}" for name, reason in unsuited.items())
+        show(f"{bounds_table(bounds)}{notes}")
     return 0

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from mondeq import distributed, plots
 from mondeq.attacks import accuracy_under_attack
+from mondeq.certificates import Certifier
 from mondeq.cli.evaluation import (
     DEFAULT_RADII,
     add_data_dir,
     add_device,
+    add_norm,
     bounds_table,
     certify_split,
     count,
@@ -19,7 +21,9 @@ from mondeq.cli.evaluation import (
     run_data,
 )
 from mondeq.cli.output import add_json, check_writable, percent, save_json, show
+from mondeq.errors import ConfigError
 from mondeq.runs import load
+from mondeq.settings import number
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,13 +31,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "certify",
         help="certified accuracy of a trained model",
         description="Certify a trained model on its test set: the share of images that are classified right and "
-        "proved to stay so for every perturbation of at most the given ℓ2 norm. Runs under torchrun, images shared.",
+        "proved to stay so for every perturbation of at most the given norm. Runs under torchrun, images shared.",
         epilog="example: mondeq certify runs/mnist --radii 0.1 0.2 36/255 --attack",
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder of `mondeq train`")
     parser.add_argument(
         "--radii", type=_radius, nargs="+", default=list(DEFAULT_RADII), metavar="R",
-        help=f"ℓ2 radii in pixels of [0, 1], fractions allowed (default: {' '.join(map(str, DEFAULT_RADII))})",
+        help=f"radii in pixels of [0, 1], fractions allowed (default: {' '.join(map(str, DEFAULT_RADII))})",
     )  # fmt: skip
     parser.add_argument(
         "--attack", action="store_true", help="also measure accuracy under an ℓ2 PGD attack (needs foolbox)"
@@ -41,6 +45,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--attack-samples", type=count(1), default=500, metavar="N", help="images to attack (500)")
     parser.add_argument("--limit", type=count(1), metavar="N", help="use only the first N test images")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the certified-accuracy curve")
+    add_norm(parser)
     add_data_dir(parser)
     add_device(parser)
     add_json(parser)
@@ -51,8 +56,10 @@ def run(options: argparse.Namespace) -> int:
     with distributed.session(options.device) as device:
         check_writable(options.json, options.plot)
         model = load(options.folder, device=device)
-        split = run_data(options.folder, options.data_dir).test
-        report = certify_split(model, split, device, options.limit)
+        if options.attack and options.norm != "l2":
+            raise ConfigError("`--attack` knows ℓ2 attacks only; leave out --norm or --attack")
+        split = run_data(options.folder, options.data_dir, model).test
+        report = certify_split(Certifier(model, options.norm), split, options.limit)
         figures = report_json(report, options.radii)
         attacked = None
         if options.attack and distributed.is_main():
@@ -76,11 +83,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _radius(text: str) -> float:
-    numerator, _, denominator = text.partition("/")
-    try:
-        value = float(numerator) / float(denominator or 1)
-    except (ValueError, ZeroDivisionError):
-        value = -1.0
+    value = number(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a radius; give numbers ≥ 0 such as 0.5 or 36/255")
     return value

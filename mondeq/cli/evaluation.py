@@ -12,14 +12,13 @@ from typing import Any
 import torch
 
 from mondeq import data, distributed
-from mondeq.certify import Report, certify
+from mondeq.bounds import Bound
+from mondeq.certificates import Certifier, Report
 from mondeq.cli import places
 from mondeq.cli.output import percent, table
 from mondeq.errors import ConfigError
-from mondeq.files import read_json
-from mondeq.lipschitz import Bound, lipschitz_bounds
-from mondeq.models import Classifier, ModelConfig
-from mondeq.runs import CONFIG
+from mondeq.network import Network
+from mondeq.norms import NORMS
 
 DEFAULT_RADII = (0.1, 0.2, 0.5, 1.0, 1.58)
 
@@ -58,24 +57,29 @@ def load_data(name: str, data_dir: Path | None) -> data.Dataset:
     return dataset
 
 
-def run_data(run: Path, data_dir: Path | None) -> data.Dataset:
+def add_norm(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--norm", choices=tuple(NORMS), default="l2", help="of changes of the image (default l2)")
+
+
+def run_data(run: Path, data_dir: Path | None, model: Network) -> data.Dataset:
     """The data set a run was trained on, from where it was then unless `data_dir` says otherwise."""
     dataset = load_data(*places.find(run, data_dir))
-    check_fits(ModelConfig.from_dict(read_json(run / CONFIG).get("model", {})), dataset)
+    check_fits(model, dataset)
     return dataset
 
 
-def check_fits(config: ModelConfig, dataset: data.Dataset) -> None:
-    """Raise ConfigError unless images and classes of `dataset` are those that `config` was trained on, in their order.
+def check_fits(model: Network, dataset: data.Dataset) -> None:
+    """Raise ConfigError unless images and classes of `dataset` are those that `model` was trained on, in their order.
 
     Warns where it does not know the names of its classes, as runs of older versions do not.
     """
     shape = tuple(dataset.test.images.shape[1:])
-    if shape != config.image_shape:
-        raise ConfigError(f"`images` must have shape {config.image_shape} for this run, those of the data have {shape}")
-    trained, found = config.class_names, dataset.classes
-    if config.classes != len(found):
-        raise ConfigError(f"the run has {config.classes} classes and the data {len(found)}; give the data as it was")
+    if shape != tuple(model.in_shape):
+        needed = tuple(model.in_shape)
+        raise ConfigError(f"`images` must have shape {needed} for this run, those of the data have {shape}")
+    trained, found = model.class_names, dataset.classes
+    if model.classes != len(found):
+        raise ConfigError(f"the run has {model.classes} classes and the data {len(found)}; give the data as it was")
     if not trained:
         text = "the run does not say the names of its classes: that the data still has the same cannot be checked"
         warnings.warn(text, UserWarning, stacklevel=2)
@@ -87,26 +91,27 @@ def check_fits(config: ModelConfig, dataset: data.Dataset) -> None:
             )
 
 
-def certify_split(model: Classifier, split: data.Split, device: torch.device, limit: int | None = None) -> Report:
+def certify_split(certifier: Certifier, split: data.Split, limit: int | None = None) -> Report:
     """The report on a split (or its first `limit` images), each process taking a share."""
-    model = model.to(device)
-    bounds = lipschitz_bounds(model)
     if limit is not None:
         split = data.Split(split.images[:limit], split.labels[:limit])
+    device = certifier.chain.exact.device
     share = data.batches(split, _CHUNK, device=device, rank=distributed.rank(), world_size=distributed.world_size())
-    parts = [certify(model, images, labels, bounds=bounds) for images, labels in share]
+    parts = [certifier.certify(images, labels) for images, labels in share]
     empty = torch.zeros(0, dtype=torch.float64, device="cpu")
-    columns = [
-        distributed.gather(torch.cat([getattr(p, name).cpu() for p in parts]) if parts else empty)
-        for name in ("radius", "correct", "prediction", "error_bound")
-    ]
-    return Report(columns[0], columns[1].bool(), columns[2].long(), columns[3], bounds)
+    columns = {
+        name: distributed.gather(torch.cat([getattr(p, name).cpu() for p in parts]) if parts else empty)
+        for name in ("radius", "correct", "prediction", "error_bound", "method")
+    }
+    kinds = {"correct": torch.bool, "prediction": torch.int64, "method": torch.int64}
+    typed = {name: column.to(kinds.get(name, torch.float64)) for name, column in columns.items()}
+    return Report(**typed, bounds=certifier.bounds, norm=certifier.chain.norm, methods=certifier.methods)
 
 
 def report_table(report: Report, radii: Sequence[float], attacked: dict[float, float] | None = None) -> str:
     """Certified accuracy by radius, and accuracy under attack (with its own clean accuracy at radius 0) beside it."""
     certified = report.certified_accuracy(radii)
-    header = ["ℓ2 radius", "certified"] + (["under attack"] if attacked else [])
+    header = [f"{NORMS[report.norm].symbol} radius", "certified"] + (["under attack"] if attacked else [])
     rows = [["0 (clean)", percent(report.accuracy)] + ([percent(attacked[0.0])] if attacked else [])]
     rows += [
         [f"{r:g}", percent(certified[r])] + ([percent(attacked[r])] if attacked else []) for r in map(float, radii)
@@ -129,6 +134,10 @@ def report_json(report: Report, radii: Sequence[float]) -> dict[str, Any]:
         "test_accuracy": report.accuracy,
         "certified_accuracy": {f"{r:g}": share for r, share in report.certified_accuracy(radii).items()},
         "lipschitz": {name: {"value": b.value, "kind": b.kind} for name, b in report.bounds.items()},
+        "norm": report.norm,
+        "certificates": {
+            name: int((report.method[report.radius > 0] == number).sum()) for number, name in enumerate(report.methods)
+        },
         "largest_solver_error_bound": float(report.error_bound.max()) if len(report.error_bound) else 0.0,
         "samples": len(report.radius),
     }

@@ -48,13 +48,13 @@ def _import(options: argparse.Namespace) -> None:
     folder: Path = options.out
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists and is not an empty folder; choose another --out")
-    if options.data not in (None, *data.NAMES) and not options.data.startswith("folder:"):
-        raise ConfigError(f"`data` is {options.data!r}; it must be one of {', '.join(data.NAMES)}")
+    if options.data not in (None, *data.names()) and not options.data.startswith("folder:"):
+        raise ConfigError(f"`data` is {options.data!r}; it must be one of {', '.join(data.names())}")
     mean, std = (values[0] if len(values) == 1 else values for values in (options.mean, options.std))
     model = load_original_checkpoint(options.file, m=options.m, mean=mean, std=std, image_size=options.image_size)
     extra = {} if options.data is None else {"training": {"data": places.portable(options.data)}}
     save(model, folder, **extra, version=mondeq.__version__)
     if here := places.local(options.data or "", options.data_dir):
         write_json(folder / places.LOCAL, here)
-    config = model.config
-    show(f"{config.kind} network, images {config.image_shape}, {config.classes} classes, m = {config.m:g}: {folder}")
+    shape = tuple(model.in_shape)
+    show(f"network for images {shape}, {model.classes} classes, m = {options.m:g}: {folder}")

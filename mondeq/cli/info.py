@@ -10,7 +10,7 @@ from mondeq import distributed
 from mondeq.cli.output import add_json, check_writable, save_json, show
 from mondeq.errors import showable
 from mondeq.files import read_json
-from mondeq.models import exact_copy
+from mondeq.network import exact_copy
 from mondeq.runs import CONFIG, load
 
 
@@ -30,13 +30,12 @@ def run(options: argparse.Namespace) -> int:
     with distributed.session("cpu"):
         check_writable(options.json)
         model = load(options.folder)
-        operator = exact_copy(model).linear.operator()
+        exact = exact_copy(model)
         metrics_file = options.folder / "metrics.json"
         figures: dict[str, Any] = {
             **read_json(options.folder / CONFIG),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "strong_monotonicity": operator.strong_monotonicity,
-            "operator_norm": operator.lipschitz,
+            "constants": {place.name: facts for place in exact.places if (facts := place.piece.facts())},
             "metrics": read_json(metrics_file) if metrics_file.is_file() else None,
         }
         save_json(options.json, figures)

@@ -7,7 +7,9 @@ import json
 import platform
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 
 import mondeq
 from mondeq import data, distributed, plots
+from mondeq.certificates import Certifier
 from mondeq.cli import places
 from mondeq.cli.evaluation import (
     DEFAULT_RADII,
@@ -33,28 +36,20 @@ from mondeq.cli.events import EventFile, need_tensorboard
 from mondeq.cli.output import add_json, check_writable, complain, percent, save_json, show
 from mondeq.errors import ConfigError, RunError
 from mondeq.files import clear_temporary, json_text, own, read_json, sole_writer, write_json, write_text
-from mondeq.models import ACTIVATIONS, KINDS, SOLVERS, Classifier, ModelConfig
+from mondeq.formats import build, describe
+from mondeq.formats import read as read_network
+from mondeq.losses import LOSSES
+from mondeq.network import Network
+from mondeq.presets import PRESETS, Classifier, ModelConfig
 from mondeq.runs import CONFIG, WEIGHTS, config_text, load
+from mondeq.settings import NoSettings, Settings
 from mondeq.training import checkpoint
-from mondeq.training.config import OPTIMIZERS, SCHEDULES, TrainingConfig
+from mondeq.training.config import TrainingConfig
 from mondeq.training.progress import Epoch, write_history
 from mondeq.training.recipes import recipe
 from mondeq.training.trainer import Trainer
 
 _HISTORY, _METRICS = "history.csv", "metrics.json"
-_MODEL_SETTINGS = (
-    "features", "channels", "kernel_size", "pool", "weight_norm", "m", "learn_m", "gamma", "activation", "solver",
-    "tol", "max_steps",
-)  # fmt: skip
-_CONVOLUTIONAL, _MONOTONE = ("conv", "multiscale"), ("dense", "conv", "multiscale")
-_ONLY_FOR = {
-    "features": ("dense", "lipschitz"), "channels": _CONVOLUTIONAL, "kernel_size": _CONVOLUTIONAL, "pool": ("conv",),
-    "weight_norm": _CONVOLUTIONAL, "m": _MONOTONE, "learn_m": _MONOTONE, "gamma": ("lipschitz",),
-}  # fmt: skip
-_TRAINING_SETTINGS = (
-    "epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule", "decay_every", "clip", "radius", "ramp",
-    "logit_scale", "shift", "flip", "seed",
-)  # fmt: skip
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -67,11 +62,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "same weights. Under torchrun the batch is shared by the processes.",
         epilog="example: mondeq train --data mnist --model lipschitz --radius 0.4 --out runs/mnist",
     )
-    parser.add_argument("--data", help=f"one of {', '.join(data.NAMES)}")
+    parser.add_argument("--data", help=f"one of {', '.join(data.names())}")
     parser.add_argument(
         "--model",
-        choices=KINDS,
-        help="dense, conv, multiscale: ‖U‖/m-Lipschitz; lipschitz: γ-Lipschitz for any weights",
+        metavar="MODEL",
+        help=f"{', '.join(PRESETS)}, or a FILE.json with a list of pieces; lipschitz is γ-Lipschitz for any weights",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run folder; must be new or empty")
     parser.add_argument("--resume", action="store_true", help="continue the run in RUN with its own settings")
@@ -80,47 +75,30 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_json(parser)
     parser.add_argument("--certify", type=count(1), metavar="N", help="certify the first N test images (default: all)")
     parser.add_argument("--tensorboard", action="store_true", help="log to RUN/tensorboard (needs mondeq[tensorboard])")
-    _add_model_settings(parser.add_argument_group("model"))
-    _add_training_settings(parser.add_argument_group("training"))
+    _add_settings(parser.add_argument_group("model"), _of_presets())
+    _add_settings(parser.add_argument_group("training"), {**_of_training(), **_of_losses()})
     parser.set_defaults(run=run)
 
 
-def _add_model_settings(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--features", type=int, help="n, the width of the equilibrium state of dense and lipschitz")
-    group.add_argument("--channels", type=int, nargs="+", metavar="C", help="of conv (one number) or of every tier")
-    group.add_argument("--kernel-size", type=int, metavar="K", help="side of the convolutions, odd (default 3)")
-    group.add_argument(
-        "--pool", type=int, metavar="K", help="conv: average over K×K blocks before the head (default 4)"
-    )
-    group.add_argument(
-        "--weight-norm", action=argparse.BooleanOptionalAction, help="learn length and direction of kernels"
-    )
-    group.add_argument("--m", type=float, help="strong monotonicity of dense, conv and multiscale (default 1)")
-    group.add_argument("--learn-m", action=argparse.BooleanOptionalAction, help="learn m, starting from --m")
-    group.add_argument("--gamma", type=float, help="γ of the lipschitz model, in logits per pixel unit (default 1)")
-    group.add_argument("--activation", choices=list(ACTIVATIONS))
-    group.add_argument("--solver", choices=list(SOLVERS))
-    group.add_argument("--tol", type=float, help="relative residual at which a solve stops")
-    group.add_argument("--max-steps", type=int, help="solver steps after which a solve gives up, with a warning")
+def _of_presets() -> dict[str, Field[Any]]:
+    """The settings of all presets by name; of two with the same name the first is shown."""
+    return {f.name: f for _, preset in reversed(list(PRESETS.items())) for f in fields(preset)}
 
 
-def _add_training_settings(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--radius", type=float, help="ℓ2 radius (pixels in [0, 1]) to train for; 0: plain cross-entropy")
-    group.add_argument("--epochs", type=int)
-    group.add_argument("--batch-size", type=int, help="samples per step, over all processes together")
-    group.add_argument("--lr", type=float, help="peak learning rate")
-    group.add_argument("--schedule", choices=SCHEDULES, help="step: divide by 10 every --decay-every epochs")
-    group.add_argument("--decay-every", type=int, metavar="EPOCHS")
-    group.add_argument("--optimizer", choices=OPTIMIZERS)
-    group.add_argument("--weight-decay", type=float)
-    group.add_argument("--clip", type=float, help="largest gradient norm; 0: no clipping")
-    group.add_argument("--ramp", type=float, help="share of training over which the radius grows from 0")
-    group.add_argument("--logit-scale", type=float, help="factor on logits before the cross-entropy")
-    group.add_argument("--shift", type=int, help="augment by moving images up to so many pixels")
-    group.add_argument(
-        "--flip", action=argparse.BooleanOptionalAction, help="augment by mirroring images left to right"
-    )
-    group.add_argument("--seed", type=int)
+def _of_losses() -> dict[str, Field[Any]]:
+    """The settings of all losses by name."""
+    return {f.name: f for _, loss in LOSSES.items() for f in fields(loss.Settings)}
+
+
+def _of_training() -> dict[str, Field[Any]]:
+    """The settings of training that are options: not the data, which is one of its own, nor those of its loss."""
+    return {f.name: f for f in fields(TrainingConfig) if f.name not in ("data", "loss_settings")}
+
+
+def _add_settings(group: argparse._ArgumentGroup, settings: dict[str, Field[Any]]) -> None:
+    for name, each in settings.items():
+        option = {"help": each.metadata["help"] or None, **each.metadata["rule"].option()}
+        group.add_argument(f"--{name.replace('_', '-')}", **option)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -140,18 +118,19 @@ def _run(options: argparse.Namespace, device: torch.device) -> None:
     if options.json is not None and distributed.is_main():
         clear_temporary(options.json.parent, options.json.name)
     if options.resume:
-        model_config, training_config = _stored_configs(options)
+        (config, make), preset = _stored_config(options), None
         dataset = load_data(*_stored_place(options))
-        check_fits(model_config, dataset)
     else:
         settings = _new_settings(options)
         dataset = load_data(options.data, options.data_dir)
-        model_config, training_config = _new_configs(settings, dataset)
-    torch.manual_seed(training_config.seed)
-    trainer = Trainer(Classifier(model_config), dataset, training_config, folder, device)
+        config, make, preset = _new_config(settings, dataset)
+    torch.manual_seed(config.seed)
+    model = make()
+    check_fits(model, dataset)
+    trainer = Trainer(model, dataset, config, folder, device)
     try:
         if not options.resume:
-            _create(trainer, options)
+            _create(trainer, options, preset)
         elif _has_begun(folder):
             trainer.resume()
         if distributed.is_main():
@@ -183,7 +162,7 @@ def _interrupted(trainer: Trainer) -> str:
 def _certify(trainer: Trainer, options: argparse.Namespace) -> None:
     folder = trainer.folder
     model = load(folder, device=trainer.device)
-    report = certify_split(model, trainer.dataset.test, trainer.device, options.certify)
+    report = certify_split(Certifier(model), trainer.dataset.test, options.certify)
     everything = len(report.radius) == len(trainer.dataset.test)
     # Where only some images are certified, the accuracy on all is that of the last epoch.
     accuracy = report.accuracy if everything else trainer.history[-1].test_accuracy
@@ -195,7 +174,7 @@ def _certify(trainer: Trainer, options: argparse.Namespace) -> None:
             "solver": _solver_figures(trainer),
             "machine": _machine(trainer.device),
         }
-        title = f"{trainer.config.data}, {trainer.model.config.kind}"
+        title = f"{trainer.config.data}, {_kind(read_json(folder / CONFIG))}"
         plots.certified_accuracy(report, title, folder / "certified_accuracy.png")
         plots.training(trainer.history, title, folder / "training.png")
         # Last, as the sign that a run is complete.
@@ -237,12 +216,12 @@ def _write_history(trainer: Trainer) -> None:
 
 
 def _solver_figures(trainer: Trainer) -> dict[str, Any]:
-    """How the solves of the last epoch went."""
-    layer, last = trainer.model.layer, trainer.history[-1]
+    """How the solves of the last epoch went; of several layers the loosest settings."""
+    layers, last = list(trainer.model.solved()), trainer.history[-1]
     return {
-        "name": type(layer.solver).__name__,
-        "tol": layer.tol,
-        "max_steps": layer.max_steps,
+        "name": ", ".join(dict.fromkeys(type(layer.solver).__name__ for layer in layers)),
+        "tol": max((layer.tol for layer in layers), default=0.0),
+        "max_steps": max((layer.max_steps for layer in layers), default=0),
         "forward_steps": last.forward_steps,
         "backward_steps": last.backward_steps,
         "forward_unconverged": last.forward_unconverged,
@@ -250,18 +229,44 @@ def _solver_figures(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def _kind(config: dict[str, Any]) -> str:
+    """What a run is called by: its preset, if it has one."""
+    return str(_preset(config).get("kind", "network of pieces"))
+
+
+def _preset(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the preset that a run was made of; none for a list of pieces. Format 1 had nothing else."""
+    preset = config.get("preset", config.get("model") if config.get("format") == 1 else None)
+    return preset if isinstance(preset, dict) else {}
+
+
 def _new_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What the user gave, over the recipe. Raises ConfigError for what is missing, RunError for a folder in use."""
     if options.data is None or options.model is None:
-        raise ConfigError(f"--data and --model are needed for a new run; data is one of {', '.join(data.NAMES)}")
+        raise ConfigError(f"--data and --model are needed for a new run; data is one of {', '.join(data.names())}")
     if distributed.is_main():
         _check_free(options.out)
-    foreign = [name for name in _given(options) if options.model not in _ONLY_FOR.get(name, KINDS)]
-    if foreign:
-        owners = " and ".join(_ONLY_FOR[foreign[0]])
-        raise ConfigError(f"`{foreign[0]}` is a setting of the {owners} model, not of {options.model}; drop it")
-    settings = recipe(options.data, options.model, options.radius or 0.0)
-    return {**settings, **_given(options), "data": places.portable(options.data), "kind": options.model}
+    given, radius = _given(options), options.radius or 0.0
+    if options.model in PRESETS:
+        _refuse_foreign(given, _of_presets(), PRESETS[options.model], "model", options.model)
+        recipe_ = recipe(options.data, options.model, radius)
+    elif options.model.endswith(".json"):
+        _refuse_foreign(given, _of_presets(), NoSettings, "model", options.model)
+        recipe_ = {"logit_scale": 6.0 if radius <= 1 else 4.0} if radius else {}
+    else:
+        raise ConfigError(f"`model` is {options.model!r}; it must be one of {', '.join(PRESETS)}, or a FILE.json")
+    return {**recipe_, **given, "data": places.portable(options.data), "model": options.model}
+
+
+def _refuse_foreign(
+    given: dict[str, Any], settings: dict[str, Field[Any]], kind: type[Settings], what: str, name: str
+) -> None:
+    """Raise ConfigError where one of `settings` was given that `kind`, the chosen one, does not have."""
+    own = {f.name for f in fields(kind)}
+    for foreign in (each for each in given if each in settings and each not in own):
+        registry: Any = {"model": PRESETS.items(), "loss": ((n, c.Settings) for n, c in LOSSES.items())}[what]
+        owners = [other for other, cls in registry if foreign in {f.name for f in fields(cls)}]
+        raise ConfigError(f"`{foreign}` is a setting of the {' and '.join(owners)} {what}, not of {name}; drop it")
 
 
 def _check_free(folder: Path) -> None:
@@ -271,26 +276,29 @@ def _check_free(folder: Path) -> None:
         raise RunError(f"{folder} exists and is not an empty folder; choose another --out, or --resume the run in it")
 
 
-def _stored_configs(options: argparse.Namespace) -> tuple[ModelConfig, TrainingConfig]:
+def _stored_config(options: argparse.Namespace) -> tuple[TrainingConfig, Callable[[], Network]]:
     """Those of the run in --out. Raises ConfigError where the user asks for others, RunError where there are none."""
     path = options.out / CONFIG
     stored = read_json(path)
-    model, training = stored.get("model"), stored.get("training")
-    if not isinstance(model, dict) or not isinstance(training, dict):
+    training = stored.get("training")
+    if not isinstance(stored.get("model"), dict) or not isinstance(training, dict):
         raise RunError(f"{path} was not written by `mondeq train`; there is nothing to resume")
     try:
-        configs = ModelConfig.from_dict(model), TrainingConfig.from_dict(training)
+        config = TrainingConfig.from_dict(training)
+        with torch.device("meta"):
+            read_network(stored)
     except (ConfigError, TypeError, ValueError) as error:
         raise RunError(f"{path} cannot be resumed: {error}") from None
+    settings = {**_preset(stored), **config.to_dict(), **config.loss_settings}
+    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+    settings |= {"data": places.portable(config.data), "model": _preset(stored).get("kind", options.model)}
     data_name = options.data and places.portable(options.data)
-    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in {**model, **training}.items()}
-    settings["data"] = places.portable(configs[1].data)
-    for name, value in {**_given(options), "data": data_name, "kind": options.model}.items():
+    for name, value in {**_given(options), "data": data_name, "model": options.model}.items():
         if value is not None and settings.get(name) != value:
             raise ConfigError(
                 f"`{name}` is {settings.get(name)!r} in this run, got {value!r}; --resume keeps a run's settings"
             )
-    return configs
+    return config, lambda: read_network(stored)
 
 
 def _stored_place(options: argparse.Namespace) -> tuple[str, Path | None]:
@@ -305,36 +313,50 @@ def _has_begun(folder: Path) -> bool:
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
-    names = (*_MODEL_SETTINGS, *_TRAINING_SETTINGS)
-    values = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    """The settings that the user gave, by name."""
+    names = {**_of_presets(), **_of_training(), **_of_losses()}
+    values = {name: value for name in names if (value := getattr(options, name)) is not None}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def _new_configs(settings: dict[str, Any], dataset: data.Dataset) -> tuple[ModelConfig, TrainingConfig]:
-    channels, height, width = dataset.train.images.shape[1:]
-    model = {name: settings[name] for name in _MODEL_SETTINGS if name in settings}
-    training = {name: settings[name] for name in _TRAINING_SETTINGS if name in settings}
-    # γ is promised in pixel units; dividing by std first would only have to be undone.
-    std = tuple(1.0 for _ in dataset.std) if settings["kind"] == "lipschitz" else dataset.std
-    return (
-        ModelConfig(
-            kind=settings["kind"],
-            image_shape=(channels, height, width),
-            classes=len(dataset.classes),
-            mean=dataset.mean,
-            std=std,
-            class_names=dataset.classes,
-            **model,
-        ),
-        TrainingConfig(data=settings["data"], **training),
+def _new_config(
+    settings: dict[str, Any], dataset: data.Dataset
+) -> tuple[TrainingConfig, Callable[[], Network], ModelConfig | None]:
+    """The settings of training, what makes the network, and its preset, if it is of one."""
+    loss = LOSSES[settings.get("loss", "margin")]
+    _refuse_foreign(settings, _of_losses(), loss.Settings, "loss", settings.get("loss", "margin"))
+    own = {f.name: settings[f.name] for f in fields(loss.Settings) if f.name in settings}
+    training = {name: settings[name] for name in _of_training() if name in settings}
+    config = TrainingConfig(data=settings["data"], loss_settings=own, **training)
+    if settings["model"] in PRESETS:
+        preset = _preset_config(settings, dataset)
+        return config, lambda: Classifier(preset), preset
+    described = {"in_shape": list(dataset.train.images.shape[1:]), **read_json(Path(settings["model"]))}
+    described.setdefault("class_names", list(dataset.classes))
+    return config, lambda: build(described), None
+
+
+def _preset_config(settings: dict[str, Any], dataset: data.Dataset) -> ModelConfig:
+    kind = PRESETS[settings["model"]]
+    return ModelConfig(
+        kind=settings["model"],
+        image_shape=tuple(dataset.train.images.shape[1:]),
+        classes=len(dataset.classes),
+        mean=dataset.mean,
+        std=dataset.std if kind.normalises else tuple(1.0 for _ in dataset.std),
+        class_names=dataset.classes,
+        **{f.name: settings[f.name] for f in fields(kind) if f.name in settings},
     )
 
 
-def _create(trainer: Trainer, options: argparse.Namespace) -> None:
+def _create(trainer: Trainer, options: argparse.Namespace, preset: ModelConfig | None) -> None:
     """Write the settings. Raises RunError where there are others, of a run that died before its first checkpoint."""
     if distributed.is_main():
         local = places.local(options.data, options.data_dir)
-        config = config_text(trainer.model.config, training=trainer.config.to_dict(), version=mondeq.__version__)
+        extra = {} if preset is None else {"preset": preset.to_dict()}
+        config = config_text(
+            describe(trainer.model), **extra, training=trainer.config.to_dict(), version=mondeq.__version__
+        )
         for name, text in ((places.LOCAL, json_text(local)), (CONFIG, config)):
             path = trainer.folder / name
             if path.exists() and read_json(path) != json.loads(text):

@@ -7,19 +7,20 @@ The names: scikit-learn's 8×8 digits (nothing to download), MNIST, Fashion-MNIS
 from pathlib import Path
 
 from mondeq.data.batches import Batches, batches
-from mondeq.data.catalogue import SOURCES
+from mondeq.data.catalogue import DATASETS, Loader
 from mondeq.data.dataset import Dataset, Split
-from mondeq.data.digits import load_digits
 from mondeq.data.folder import load_folder
-from mondeq.data.published import data_root, obtain
+from mondeq.data.published import data_root
 from mondeq.errors import ConfigError
 
-__all__ = ["NAMES", "Batches", "Dataset", "Split", "batches", "load"]
+__all__ = ["DATASETS", "Batches", "Dataset", "Loader", "Split", "batches", "load", "names"]
 
 _FOLDER = "folder:"
 
-NAMES: tuple[str, ...] = ("digits", *SOURCES, f"{_FOLDER}PATH")
-"""What `load` accepts, for messages and command-line choices."""
+
+def names() -> tuple[str, ...]:
+    """Return what `load` accepts, for messages and command-line choices."""
+    return (*DATASETS, f"{_FOLDER}PATH")
 
 
 def load(name: str, data_dir: str | Path | None = None, *, download: bool = True) -> Dataset:
@@ -34,7 +35,7 @@ def load(name: str, data_dir: str | Path | None = None, *, download: bool = True
     it first.
 
     Args:
-        name: One of `NAMES`, such as "mnist". "folder:PATH" stands for the pictures under the directory or .zip PATH.
+        name: One of `names()`, such as "mnist". "folder:PATH" stands for the pictures under the directory or .zip PATH.
         data_dir: The directory in which the files of a published data set are, or go. It must exist.
         download: Whether missing files are downloaded. If false, a missing file is a `DataError`.
 
@@ -46,15 +47,10 @@ def load(name: str, data_dir: str | Path | None = None, *, download: bool = True
         DataError: `data_dir` does not exist, or a file is missing, damaged or not as published.
     """
     if not isinstance(name, str):
-        raise ConfigError(f"`name` is {name!r}; it must be one of {', '.join(NAMES)}")
+        raise ConfigError(f"`name` is {name!r}; it must be one of {', '.join(names())}")
     root = data_root(data_dir)
-    if name == "digits":
-        return load_digits()
     if name.startswith(_FOLDER) and name != _FOLDER:
         return load_folder(name, Path(name.removeprefix(_FOLDER)))
-    if name not in SOURCES:
-        raise ConfigError(f"`data` is {name!r}; it must be one of {', '.join(NAMES)}")
-    source = SOURCES[name]
-    found = obtain(name, source, root, download=download)
-    train, test = source.read(found, source.sizes, len(source.classes))
-    return Dataset(name, train, test, source.classes)
+    if name not in DATASETS:
+        raise ConfigError(f"`data` is {name!r}; it must be one of {', '.join(names())}")
+    return DATASETS[name].load(root, download=download)

@@ -1,7 +1,40 @@
 """The published data sets this package knows, one row each: files, checksums, mirrors, sizes, classes."""
 
+from abc import ABC, abstractmethod
+from pathlib import Path
+
 from mondeq.data import cifar, idx, svhn
-from mondeq.data.published import Form, PublishedFile, Source
+from mondeq.data.dataset import Dataset
+from mondeq.data.digits import load_digits
+from mondeq.data.published import Form, PublishedFile, Source, obtain
+from mondeq.registry import Registry
+
+
+class Loader(ABC):
+    """A data set by name; it enrols in `DATASETS`."""
+
+    @staticmethod
+    @abstractmethod
+    def load(root: Path, *, download: bool) -> Dataset:
+        """Return the data set.
+
+        Args:
+            root: The folder in which its files are or go.
+            download: Whether what is absent is downloaded.
+        """
+
+
+DATASETS: Registry[Loader] = Registry("data set")
+
+
+@DATASETS.enrol("digits")
+class Digits(Loader):
+    """The digits that come with scikit-learn: nothing to download."""
+
+    @staticmethod
+    def load(root: Path, *, download: bool) -> Dataset:
+        return load_digits()
+
 
 _IDX_NAMES = (
     "train-images-idx3-ubyte",
@@ -113,3 +146,19 @@ SOURCES: dict[str, Source] = {
         read=svhn.read_splits,
     ),
 }
+
+
+def _enrol(name: str) -> None:
+    class Published(Loader):
+        @staticmethod
+        def load(root: Path, *, download: bool) -> Dataset:
+            source = SOURCES[name]
+            found = obtain(name, source, root, download=download)
+            train, test = source.read(found, source.sizes, len(source.classes))
+            return Dataset(name, train, test, source.classes)
+
+    DATASETS.enrol(name)(Published)
+
+
+for _name in SOURCES:
+    _enrol(_name)

@@ -1,26 +1,74 @@
-"""What a parameterization is: free weights in, a strongly monotone operator and an input map out."""
+"""What a parameterization is: free weights in, a strongly monotone operator and an input map out.
+
+A class enrols in `PARAMETERIZATIONS` by the name that saved networks know it by, with the `Settings` that `make` takes.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import splitting
+from mondeq import scrutiny
+from mondeq.errors import ConfigError
+from mondeq.registry import Registry
+from mondeq.settings import NoSettings
+from mondeq.settings import Settings as AnySettings
 from splitting import InvalidArgument, InvalidType, norms, verified
 
 
 class Parameterization(nn.Module, ABC):
     """Owns the weights of z = σ(Wz + Ux + b), for every value of which I − W is strongly monotone.
 
-    state_shape: shape of one state z. in_features: number of entries of one input x.
+    state_shape: shape of one state z. in_features: number of entries of one input x. in_shape: of one input x.
+    proving_solver, proving_tol: how an equilibrium is solved for a certificate, in float64.
     """
+
+    Settings: ClassVar[type[AnySettings]] = NoSettings
+    # Tight enough for the error of the solver to cost nothing of a radius that matters.
+    proving_solver: ClassVar[splitting.Solver] = splitting.Anderson(splitting.PeacemanRachford())
+    proving_tol: ClassVar[float] = 1e-10
 
     state_shape: torch.Size
     in_features: int
+
+    @classmethod
+    def make(cls, settings: Any, in_shape: torch.Size) -> Self:
+        """Make one with initial weights for inputs of `in_shape`. Raises ConfigError where nobody has said how.
+
+        Args:
+            settings: An object of `Settings`.
+            in_shape: The shape of one input.
+
+        Returns:
+            The parameterization.
+        """
+        raise ConfigError(f"{cls.__name__} has no `make`, and cannot be made from settings")
+
+    def settings(self) -> AnySettings:
+        """Return what `make` needs to make this one again, weights aside."""
+        return self.Settings()
+
+    @classmethod
+    def example(cls) -> tuple[AnySettings, torch.Size]:
+        """Return settings and a shape of inputs of a small example, by which the laws are tested."""
+        return cls.Settings(), torch.Size((3,))
+
+    @property
+    def in_shape(self) -> torch.Size:
+        """The shape of one input; inputs of any other shape with as many entries will do too where it is flat."""
+        return torch.Size((self.in_features,))
+
+    def check_inputs(self, in_shape: Sequence[int]) -> None:
+        """Raise InvalidArgument unless inputs of that shape fit."""
+        if math.prod(in_shape) != self.in_features:
+            raise InvalidArgument(f"takes {self.in_features} entries per sample, got samples of {tuple(in_shape)}")
 
     def forward(self, x: Tensor) -> Tensor:
         """None: a parameterization says what the problem is, and a layer solves it. Raises InvalidType."""
@@ -58,6 +106,34 @@ class Parameterization(nn.Module, ABC):
         columns = columns if metric is None else columns * metric.sqrt().flatten()
         return torch.linalg.eigvalsh(columns @ columns.mT)[-1].clamp_min(0).sqrt()
 
+    def monotonicity_estimate(self) -> Tensor | float:
+        """What m is, differentiable in the weights where it depends on them: it steers training."""
+        return self.operator().strong_monotonicity
+
+    def root_metric_estimate(self) -> Tensor | None:
+        """The diagonal of Λ^½, shaped to multiply states, differentiable in the weights; None for 1."""
+        metric = self.operator().metric
+        return None if metric is None else metric.sqrt()
+
+    def blocks(self) -> tuple[Tensor, Tensor] | None:
+        """A (n, n) and U (n, in_features) as float64 matrices, exactly as the weights say; None where they are none.
+
+        They let bounds see operator and input map together.
+        """
+        return None
+
+    def check_contract(self) -> None:
+        """Raise InvalidType or InvalidArgument where this object may compute something else than it proves.
+
+        A class that mixes a source of its own with constants that others proved of theirs is refused, and an enrolled
+        one whose attributes differ from those of a fresh one with its settings.
+        """
+        scrutiny.check_inherited(self, ("source", "input_norm", "source_rounding"))
+        if PARAMETERIZATIONS.name_of(type(self)) is not None:
+            with torch.device("meta"):
+                fresh = type(self).make(self.settings(), self.in_shape)
+            scrutiny.check_same(self, fresh, (), name="linear")
+
     def confined(self, activation: splitting.Activation) -> splitting.Activation:
         """`activation` as this parameterization's equilibria use it: itself, unless part of a state is fixed at 0."""
         return activation
@@ -68,6 +144,24 @@ class Parameterization(nn.Module, ABC):
         eye = torch.eye(self.state_shape.numel(), dtype=A.dtype, device=A.device)
         basis = eye.reshape(-1, *self.state_shape)
         return (basis - A.apply(basis)).flatten(1).mT
+
+
+PARAMETERIZATIONS: Registry[Parameterization] = Registry("parameterization")
+
+
+class Readable(Parameterization):
+    """A parameterization with a read-out y = W_o z + b_o of its own, made for a Lipschitz constant.
+
+    gain: x ↦ y is gain-Lipschitz for every value of the weights. out_shape: of one y.
+    """
+
+    gain: float
+    out_shape: torch.Size
+
+    @property
+    @abstractmethod
+    def readout(self) -> tuple[Tensor, Tensor]:
+        """W_o (outputs, n) and b_o (outputs,)."""
 
 
 class DenseInput(Parameterization):
@@ -87,6 +181,9 @@ class DenseInput(Parameterization):
 
     def source(self, x: Tensor) -> Tensor:
         return functional.linear(flat_input(x, self.in_features, self.U), self.U, self.b)
+
+    def blocks(self) -> tuple[Tensor, Tensor]:
+        return self.operator().matrix.detach().double(), self.U.detach().double()
 
     def input_norm(self, scale: Tensor) -> float:
         root = self._root_metric()
@@ -122,6 +219,12 @@ class StronglyMonotone(Parameterization):
     def _own_m(self, m: float, learn_m: bool) -> None:
         self._fixed_m = check_positive("m", m)
         self.log_m = nn.Parameter(torch.tensor(math.log(m))) if learn_m else None
+
+    def monotonicity_estimate(self) -> Tensor:
+        return self.m
+
+    def root_metric_estimate(self) -> None:
+        return None
 
     @property
     def m(self) -> Tensor:

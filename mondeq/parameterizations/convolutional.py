@@ -6,23 +6,43 @@ padding adds is held at zero by the activation, so that nothing wraps around.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import splitting
-from mondeq.parameterizations.base import StronglyMonotone, check_count, flat_input
+from mondeq.errors import ConfigError
+from mondeq.parameterizations.base import PARAMETERIZATIONS, Parameterization, StronglyMonotone, check_count, flat_input
 from mondeq.parameterizations.kernels import gram_skew, proved_monotonicity
-from splitting import InvalidArgument, Layout, Torus, is_transformed, norms, symbols, verified
+from mondeq.settings import POSITIVE, Settings, Several, Truth, Whole, setting
+from splitting import InvalidArgument, Layout, Torus, constant, is_transformed, norms, symbols, verified
 
 
-class _Convolutional(StronglyMonotone):
-    """The part that both share: U (channels, in_channels, k, k), b (channels), the torus, the border."""
+@dataclass(frozen=True)
+class ConvolutionalSettings(Settings):
+    """The settings that both share."""
+
+    kernel_size: int = setting(Whole(1), 3, help="side of the convolutions, odd (default 3)")
+    m: float = setting(POSITIVE, 1.0, help="strong monotonicity (default 1)")
+    learn_m: bool = setting(Truth(), False, help="learn m, starting from --m")
+    weight_norm: bool = setting(Truth(), False, help="learn length and direction of kernels")
+
+
+class ConvolutionalInput(Parameterization):
+    """The part that convolutional parameterizations share: U (channels, in_channels, k, k), b, the torus, the border.
+
+    Their states are images with `channels` channels on a torus k − 1 larger than the input.
+    """
+
+    # The states of convolutions are large, and their operators well conditioned: there 1e-7 costs a certificate less
+    # than a millionth of its radius, and acceleration more than it saves.
+    proving_solver = splitting.PeacemanRachford()
+    proving_tol = 1e-7
 
     def __init__(self, in_channels: int, channels: int, image_size: int | tuple[int, int], kernel_size: int) -> None:
         super().__init__()
@@ -40,15 +60,24 @@ class _Convolutional(StronglyMonotone):
     def _torus_side(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[0] + self.kernel_size - 1, size[1] + self.kernel_size - 1
 
+    @property
+    def in_shape(self) -> torch.Size:
+        return torch.Size((self.in_channels, *self.image_size))
+
+    def check_inputs(self, in_shape: Sequence[int]) -> None:
+        flat = (self.in_features,)
+        if tuple(in_shape) not in (flat, tuple(self.in_shape)):
+            raise InvalidArgument(f"takes samples of shape {tuple(self.in_shape)} or {flat}, got {tuple(in_shape)}")
+
     def confined(self, activation: splitting.Activation) -> splitting.Activation:
         return splitting.Masked(activation, self.inside)
 
     @property
-    @abstractmethod
     def inside(self) -> Tensor:
         """Boolean, shaped to multiply states: false on the borders. It is derived from the configuration, and so is no
         buffer, which could be lost or left without values.
         """
+        return _interior(self.size, self.kernel_size // 2, self.U.device)
 
     def _input(self, x: Tensor) -> Tensor:
         return flat_input(x, self.in_features, self.U, (self.in_channels, *self.image_size))
@@ -90,6 +119,30 @@ class _Convolutional(StronglyMonotone):
         largest = scale.abs().view(self.in_channels, -1).amax(1)
         return weight * largest[:, None, None]
 
+
+class _Convolutional(ConvolutionalInput, StronglyMonotone):
+    """The settings that both share."""
+
+    channels: Any
+    F_scale: Tensor | None
+    Settings: ClassVar[type[Any]]
+
+    def settings(self) -> ConvolutionalSettings:
+        return type(self).Settings(
+            kernel_size=self.kernel_size,
+            m=self._fixed_m,
+            learn_m=self.log_m is not None,
+            weight_norm=self.F_scale is not None,
+            channels=self.channels,
+        )
+
+    @classmethod
+    def make(cls, settings: Any, in_shape: torch.Size) -> Self:
+        if len(in_shape) != 3:
+            raise ConfigError(f"{cls.__name__} takes images (channels, height, width), got {tuple(in_shape)}")
+        options = {name: getattr(settings, name) for name in ("kernel_size", "m", "learn_m", "weight_norm")}
+        return cls(in_shape[0], settings.channels, (in_shape[1], in_shape[2]), **options)
+
     def extra_repr(self) -> str:
         return (
             f"in_channels={self.in_channels}, image_size={self.image_size}, kernel_size={self.kernel_size}, "
@@ -97,6 +150,14 @@ class _Convolutional(StronglyMonotone):
         )
 
 
+@dataclass(frozen=True)
+class Conv2dSettings(ConvolutionalSettings):
+    """Of Conv2d."""
+
+    channels: int = setting(Whole(1), None, help="channels of the state")
+
+
+@PARAMETERIZATIONS.enrol("conv2d")
 class Conv2d(_Convolutional):
     """z = σ(Wz + Ux + b) with W = (1 − m)I − FᵀF + Gᵀ − G for convolutions F, G, U; ‖U‖₂/m-Lipschitz.
 
@@ -106,6 +167,12 @@ class Conv2d(_Convolutional):
     F_scale · F/‖F‖_F and G_scale · G/‖G‖_F with learned scales that start at 1. Initialised like torch.nn.Conv2d.
     Raises InvalidArgument. Source: Winston & Kolter 2020, arXiv 2006.08591.
     """
+
+    Settings = Conv2dSettings
+
+    @classmethod
+    def example(cls) -> tuple[Conv2dSettings, torch.Size]:
+        return Conv2dSettings(channels=2, m=0.5), torch.Size((1, 3, 4))
 
     def __init__(
         self,
@@ -125,10 +192,6 @@ class Conv2d(_Convolutional):
         self.F_scale, self.G_scale = (nn.Parameter(torch.ones(())) if weight_norm else None for _ in range(2))
         self._own_m(m, learn_m)
 
-    @property
-    def inside(self) -> Tensor:
-        return _interior(self.size, self.kernel_size // 2, self.U.device)
-
     def operator(self) -> splitting.ConvolutionOperator:
         F, G = _normalised(self.F, self.F_scale), _normalised(self.G, self.G_scale)
         # m is left to be proved from the kernel: FᵀF may add to it.
@@ -142,6 +205,14 @@ class Conv2d(_Convolutional):
         return f"{super().extra_repr()}, channels={self.channels}"
 
 
+@dataclass(frozen=True)
+class MultiscaleConv2dSettings(ConvolutionalSettings):
+    """Of MultiscaleConv2d."""
+
+    channels: tuple[int, ...] = setting(Several(Whole(1), least=1), None, help="channels of every tier")
+
+
+@PARAMETERIZATIONS.enrol("multiscale-conv2d")
 class MultiscaleConv2d(_Convolutional):
     """An equilibrium over tiers of decreasing resolution; W is block lower-bidiagonal, monotone like that of Conv2d.
 
@@ -150,6 +221,12 @@ class MultiscaleConv2d(_Convolutional):
     one between neighbours, with stride 2. All else as in Conv2d, which one tier is equal to.
     Source: Winston & Kolter 2020, arXiv 2006.08591, appendix D.
     """
+
+    Settings = MultiscaleConv2dSettings
+
+    @classmethod
+    def example(cls) -> tuple[MultiscaleConv2dSettings, torch.Size]:
+        return MultiscaleConv2dSettings(channels=(1, 2), m=0.5), torch.Size((1, 4, 6))
 
     def __init__(
         self,
@@ -208,22 +285,20 @@ class MultiscaleConv2d(_Convolutional):
         return f"{super().extra_repr()}, channels={self.channels}"
 
 
-@lru_cache(maxsize=64)
+@constant
 def _interior(size: tuple[int, int], border: int, device: torch.device) -> Tensor:
     """Boolean (height, width): true but on the border of a torus."""
-    with torch.inference_mode(False):
-        inside = torch.zeros(size, dtype=torch.bool, device=device)
-        inside[border : size[0] - border, border : size[1] - border] = True
-        return inside
+    inside = torch.zeros(size, dtype=torch.bool, device=device)
+    inside[border : size[0] - border, border : size[1] - border] = True
+    return inside
 
 
-@lru_cache(maxsize=64)
+@constant
 def _interior_of_tiers(layout: Layout, border: int, device: torch.device) -> Tensor:
     """That of every tier, as a state."""
-    with torch.inference_mode(False):
-        masks = [_interior(size, border, device) for size in layout.sizes]
-        images = [mask.expand(1, c, -1, -1) for mask, c in zip(masks, layout.channels, strict=True)]
-        return layout.state(images)[0].contiguous()
+    masks = [_interior(size, border, device) for size in layout.sizes]
+    images = [mask.expand(1, c, -1, -1) for mask, c in zip(masks, layout.channels, strict=True)]
+    return layout.state(images)[0].contiguous()
 
 
 def _kernel(out_channels: int, in_channels: int, size: int) -> Tensor:

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 import splitting
-from mondeq.parameterizations.base import DenseInput, StronglyMonotone
+from mondeq.parameterizations.base import PARAMETERIZATIONS, DenseInput, StronglyMonotone
+from mondeq.settings import POSITIVE, Settings, Truth, Whole, setting
 from splitting import full_precision, is_recorded, norms, verified
 
 
+@dataclass(frozen=True)
+class DenseSettings(Settings):
+    """Of Dense."""
+
+    features: int = setting(Whole(1), help="n, the width of the equilibrium state")
+    m: float = setting(POSITIVE, 1.0, help="strong monotonicity (default 1)")
+    learn_m: bool = setting(Truth(), False, help="learn m, starting from --m")
+
+
+@PARAMETERIZATIONS.enrol("dense")
 class Dense(DenseInput, StronglyMonotone):
     """z = σ(Wz + Ux + b) with W = (1 − m)I − FᵀF + Gᵀ − G: one solution for every F, G, and ‖U‖₂/m-Lipschitz.
 
@@ -18,12 +32,25 @@ class Dense(DenseInput, StronglyMonotone):
     Source: Winston & Kolter 2020, arXiv 2006.08591.
     """
 
+    Settings = DenseSettings
+
     def __init__(self, in_features: int, features: int, m: float = 1.0, *, learn_m: bool = False) -> None:
         super().__init__(in_features, features)
         bound = features**-0.5
         self.F = nn.Parameter(torch.empty(features, features).uniform_(-bound, bound))
         self.G = nn.Parameter(torch.empty(features, features).uniform_(-bound, bound))
         self._own_m(m, learn_m)
+
+    @classmethod
+    def make(cls, settings: Any, in_shape: torch.Size) -> Dense:
+        return cls(in_shape.numel(), settings.features, settings.m, learn_m=settings.learn_m)
+
+    @classmethod
+    def example(cls) -> tuple[DenseSettings, torch.Size]:
+        return DenseSettings(6, 0.5), torch.Size((3,))
+
+    def settings(self) -> DenseSettings:
+        return DenseSettings(self.features, self._fixed_m, self.log_m is not None)
 
     def operator(self) -> splitting.DenseOperator:
         return GramSkewOperator(self.F, self.G, self.m)

@@ -5,16 +5,30 @@ W = I − Ψ(W_oᵀW_o/(2γ) + Ψ⁻¹UUᵀΨ⁻¹/(2γ) + VᵀV + εI + Sᵀ �
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import splitting
-from mondeq.parameterizations.base import DenseInput, check_count, check_positive, flat_input
+from mondeq.parameterizations.base import PARAMETERIZATIONS, DenseInput, Readable, check_count, check_positive
+from mondeq.settings import POSITIVE, Settings, Whole, setting
 from splitting import full_precision
 
 
-class LipschitzDense(DenseInput):
+@dataclass(frozen=True)
+class LipschitzDenseSettings(Settings):
+    """Of LipschitzDense."""
+
+    features: int = setting(Whole(1), help="n, the width of the equilibrium state")
+    out_features: int = setting(Whole(1), help="the number of outputs")
+    gamma: float = setting(POSITIVE, 1.0, help="γ, in units of output per input")
+    epsilon: float = setting(POSITIVE, 0.01, help="keeps the matrix inequality strict")
+
+
+@PARAMETERIZATIONS.enrol("lipschitz-dense")
+class LipschitzDense(DenseInput, Readable):
     """z = σ(Wz + Ux + b) and its read-out W_o z + b_o, with ‖W_o(z₁ − z₂)‖₂ ≤ γ ‖x₁ − x₂‖₂ built in.
 
     The operator is A = Ψ(W_oᵀW_o/(2γ) + ΛUUᵀΛ/(2γ) + VᵀV + εI + Sᵀ − S), monotone in the metric Λ = exp(log_metric),
@@ -22,6 +36,8 @@ class LipschitzDense(DenseInput):
     in_features, features, out_features: sizes of x, z and W_o z. gamma: γ > 0, in units of output per input.
     epsilon: ε > 0 keeps the inequality strict and the operator well conditioned. Source: arXiv 2010.01732.
     """
+
+    Settings = LipschitzDenseSettings
 
     def __init__(
         self, in_features: int, features: int, out_features: int, gamma: float = 1.0, *, epsilon: float = 0.01
@@ -37,11 +53,28 @@ class LipschitzDense(DenseInput):
         self.S = nn.Parameter(torch.empty(features, features).uniform_(-scale, scale))
         self.log_metric = nn.Parameter(torch.zeros(features))
 
-    def source(self, x: Tensor) -> Tensor:
-        # The read-out's bias has no part in z. Its gradient is 0 rather than none, since data-parallel training of a
-        # layer alone waits for one of every weight.
-        bias = self.b + 0 * self.b_o.sum()
-        return functional.linear(flat_input(x, self.in_features, self.U), self.U, bias)
+    @classmethod
+    def make(cls, settings: Any, in_shape: torch.Size) -> LipschitzDense:
+        return cls(in_shape.numel(), settings.features, settings.out_features, settings.gamma, epsilon=settings.epsilon)
+
+    @classmethod
+    def example(cls) -> tuple[LipschitzDenseSettings, torch.Size]:
+        return LipschitzDenseSettings(6, 2), torch.Size((3,))
+
+    def settings(self) -> LipschitzDenseSettings:
+        return LipschitzDenseSettings(self.features, self.out_features, self.gamma, self.epsilon)
+
+    @property
+    def gain(self) -> float:  # type: ignore[override]  # γ by another name
+        return self.gamma
+
+    @property
+    def out_shape(self) -> torch.Size:  # type: ignore[override]  # it depends on the width
+        return torch.Size((self.out_features,))
+
+    @property
+    def readout(self) -> tuple[Tensor, Tensor]:
+        return self.W_o, self.b_o
 
     def operator(self) -> splitting.DenseOperator:
         with full_precision(self.U.device):

@@ -9,23 +9,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, wraps
+from functools import wraps
 from itertools import combinations
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 import splitting
-from mondeq.certify import Report
-from mondeq.features import Entries, Features
-from mondeq.layer import EquilibriumLayer
-from mondeq.lipschitz import best_pairs, lipschitz_bounds
-from mondeq.models import Classifier, exact_copy
-from mondeq.parameterizations import LipschitzDense, Parameterization
-from mondeq.scrutiny import check_activation, check_untouched, is_own, proving
-from splitting import verified
-from splitting.errors import InvalidArgument, InvalidType
+from mondeq.bounds import Chain, best_pairs, lipschitz_bounds
+from mondeq.certificates import Report
+from mondeq.modes import proving
+from mondeq.network import Network
+from mondeq.parameterizations import Parameterization, Readable
+from mondeq.pieces import EquilibriumLayer, EquilibriumProof, Logits
+from mondeq.scrutiny import check_untouched
+from splitting import InvalidArgument, InvalidType, verified
 
 # What the few operations of a comparison may have rounded, relatively.
 _ROUNDING = 1e-9
@@ -71,17 +70,16 @@ def check_unique_equilibrium(
     not converge for the law to hold, so `max_steps` may be small. Raises AssertionError where m > 0 is not provable
     for the operator, where a result has no finite bound, or where two results are further apart than their bounds.
     """
-    exact = _Exact.of(parameterization, activation)
-    problem = exact.problem(x)
+    state = (exact := _Exact.of(parameterization, activation)).state
+    source = state.linear.source(exact.shaped(x))
     generator = torch.Generator("cpu").manual_seed(seed)
-    size = 1 + float(problem.source.abs().amax()) if problem.source.numel() else 1.0
+    size = 1 + float(source.abs().amax()) if source.numel() else 1.0
     scales = (size, 1e3 * size)
     starts = [
-        scale * torch.randn(problem.source.shape, generator=generator, dtype=torch.float64, device="cpu")
-        for scale in scales
+        scale * torch.randn(source.shape, generator=generator, dtype=torch.float64, device="cpu") for scale in scales
     ]
     # Samples do not depend on each other: both starts run as one batch.
-    twice = splitting.Inclusion(exact.operator, torch.cat([problem.source] * 2), problem.prox)
+    twice = splitting.Inclusion(state.operator, torch.cat([source] * 2), state.layer.prox)
     found: list[tuple[str, Tensor, Tensor]] = []
     for solver in solvers:
         initial = torch.cat(starts).to(exact.device)
@@ -90,13 +88,13 @@ def check_unique_equilibrium(
             found.append((f"{solver} from a start of size {scale:.1e}", value, error))
             _require(torch.isfinite(error), f"{found[-1][0]}: no finite error bound ({solution.status})")
     for (name, first, first_error), (other, second, second_error) in combinations(found, 2):
-        apart, allowed = exact.operator.norm(first - second), first_error + second_error
+        apart, allowed = state.operator.norm(first - second), first_error + second_error
         _require_at_most(apart, allowed, f"‖z₁ − z₂‖_Λ against the sum of the error bounds, {name}, {other}")
 
 
 @_undisturbed
 def check_lipschitz(
-    model: Classifier | Parameterization,
+    model: Network | Parameterization,
     x: Tensor | None = None,
     *,
     activation: splitting.Activation | None = None,
@@ -107,9 +105,9 @@ def check_lipschitz(
 ) -> float:
     """No pair of inputs violates a certified Lipschitz bound: ‖C(z₁ − z₂)‖ ≤ K ‖x₁ − x₂‖.
 
-    A Classifier is held to `lipschitz_bounds`, for all logits and for every gap of two, at images x (N, C, H, W). A
+    A Network is held to `lipschitz_bounds`, for all logits and for every gap of two, at images x (N, C, H, W). A
     Parameterization is held to ‖z₁ − z₂‖_Λ ≤ (‖Λ^½U‖/m) ‖x₁ − x₂‖ with its own `input_norm` and operator, under
-    `activation` (ReLU by default), at x (N, …); a LipschitzDense also to its γ; and what promises a constant of its
+    `activation` (ReLU by default), at x (N, …); one with a read-out also to its γ; and what promises a constant of its
     own to ‖readout (z₁ − z₂)‖ ≤ constant · ‖x₁ − x₂‖, for readout (outputs, n) and `constant` given together. Pairs are
     random, at distances from 10⁻³ to 10, and then moved by `ascent` steps of gradient ascent on the ratio. x: where
     the pairs start; by default eight random inputs.
@@ -121,26 +119,25 @@ def check_lipschitz(
     exact = _Exact.of(model, activation)
     generator = torch.Generator("cpu").manual_seed(seed)
     if x is None:
-        shape = model.config.image_shape if isinstance(model, Classifier) else (model.in_features,)
-        x = torch.rand(8, *shape, generator=generator, dtype=torch.float64, device="cpu")
-    x = x.detach().to(exact.device, torch.float64)
+        x = torch.rand(8, *model.in_shape, generator=generator, dtype=torch.float64, device="cpu")
+    x = exact.shaped(x)
     promises = _promises(model, exact)
     if readout is not None and constant is not None:
-        promises.append(exact.promise("the given read-out", readout, constant))
+        promises.append(exact.rows("the given read-out", readout, constant))
     elif readout is not None or constant is not None:
         raise InvalidArgument("`readout` and `constant` belong together: give both or neither")
     step = torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu").to(exact.device)
     distance = torch.logspace(-3, 1, len(x), dtype=torch.float64, device=exact.device)
     pair = x, x + _columns(distance / _lengths(step), x) * step
     # One search for all promises that are ascended one by one, and one in which every pair follows another gap.
-    objectives: list[Callable[[Tensor], Tensor]] = [p.output for p in promises if p.rows is None or len(p.rows) > 1]
-    single = [p.rows / p.constant for p in promises if p.rows is not None and len(p.rows) == 1 and p.constant > 0]
-    if single:
-        order = torch.randperm(len(single), generator=generator, device="cpu")[
-            torch.arange(len(x), device="cpu") % len(single)
-        ]
-        chosen = torch.cat(single)[order.to(exact.device)]
-        objectives.append(lambda z: (exact.features(z) * chosen).sum(1, keepdim=True))
+    objectives = [promise.output for promise in promises if promise.gap is None]
+    gaps = [promise for promise in promises if promise.gap is not None and promise.constant > 0]
+    if gaps:
+        order = torch.randperm(len(gaps), generator=generator, device="cpu")
+        chosen = [gaps[order[k % len(gaps)]] for k in range(len(x))]
+        objectives.append(
+            lambda y: torch.cat([p.output(row[None]) / p.constant for p, row in zip(chosen, y, strict=True)])
+        )
     pairs = [pair, *(_ascend_pair(exact, objective, *pair, ascent) for objective in objectives)]
     first, second = (torch.cat(ends) for ends in zip(*pairs, strict=True))
     return max(_compare_pairs(exact, promises, first, second))
@@ -148,7 +145,7 @@ def check_lipschitz(
 
 @_undisturbed
 def check_certificate(
-    model: Classifier,
+    model: Network,
     images: Tensor,
     labels: Tensor,
     report: Report,
@@ -166,8 +163,8 @@ def check_certificate(
 
     Returns the number of images attacked. Raises AssertionError for a certified image with a changed prediction.
     """
-    if not isinstance(model, Classifier):
-        raise InvalidType(f"`model` must be a Classifier, got {type(model).__name__}: certificates are of predictions")
+    if not isinstance(model, Network):
+        raise InvalidType(f"`model` must be a Network, got {type(model).__name__}: certificates are of predictions")
     sizes = {len(column) for column in (report.radius, report.correct, report.prediction, images, labels)}
     if len(sizes) > 1:
         raise AssertionError(f"a report on {len(report.radius)} images for {len(images)} images, {len(labels)} labels")
@@ -185,135 +182,138 @@ def check_certificate(
     steps = torch.randn(samples, *x.shape, generator=generator, dtype=torch.float64, device="cpu").to(exact.device)
     directions = steps / _lengths(steps.flatten(0, 1)).reshape(samples, -1, 1, 1, 1)
     attack.check(attack.project(x + 2 * _columns(attack.radius, x) * directions), ["a random vector"] * samples)
-    rivals = torch.arange(model.config.classes, device=exact.device)
+    rivals = torch.arange(model.classes, device=exact.device)
     # As many rivals at once as fit.
-    for group in rivals.split(max(1, _ENTRIES_AT_ONCE // (len(x) * exact.linear.state_shape.numel()))):
+    for group in rivals.split(max(1, _ENTRIES_AT_ONCE // (len(x) * exact.search.largest))):
         attack.check(attack.ascend(group, ascent), [f"gradient ascent towards class {r}" for r in group.tolist()])
     return len(x)
 
 
 @dataclass(frozen=True, eq=False)
+class _Seen:
+    """What the exact model gives for some inputs, as far as it is proved.
+
+    value: what was computed, (batch, …). radius: a bound on its error, in the norm of the last stage. logits: for
+    networks, the same for differences of two logits.
+    """
+
+    value: Tensor
+    radius: Tensor
+    logits: Logits | None
+
+
+@dataclass(frozen=True, eq=False)
 class _Promise:
-    """‖output(z₁) − output(z₂)‖ ≤ constant · ‖x₁ − x₂‖. output is linear, ‖output(e)‖ ≤ gain · ‖e‖_Λ; rows: as a matrix
-    (outputs, n), None for Λ^½."""
+    """‖output(y₁) − output(y₂)‖ ≤ constant · ‖x₁ − x₂‖, for a linear output of what the model gives, right to `error`.
+
+    gap: the two logits whose difference it is, where it is one.
+    """
 
     name: str
     output: Callable[[Tensor], Tensor]
-    gain: float
+    error: Callable[[_Seen], Tensor]
     constant: float
-    rows: Tensor | None
+    gap: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class _Exact:
-    """x ↦ z* of the exact network in float64: with a proved error bound, or differentiable and unproved."""
+    """x ↦ y of the exact network in float64: with proved errors, or differentiable and unproved.
 
-    linear: Parameterization
-    operator: splitting.Operator
-    solver: splitting.Solver
-    layer: EquilibriumLayer
-    classifier: Classifier | None
+    A parameterization is a network of one layer, whose y are its states.
+    """
+
+    chain: Chain
+    search: Network
 
     @staticmethod
-    def of(model: Classifier | Parameterization, activation: splitting.Activation | None) -> _Exact:
-        if not isinstance(model, (Classifier, Parameterization)):
-            raise InvalidType(f"`model` must be a Classifier or a Parameterization, got {type(model).__name__}")
-        classifier: Classifier | None = None
-        linear: Parameterization
-        own: splitting.Activation = splitting.ReLU()
-        if isinstance(model, Classifier):
-            classifier = exact_copy(model)
-            linear, own = classifier.linear, classifier.layer.activation
-        else:
+    def of(model: Network | Parameterization, activation: splitting.Activation | None) -> _Exact:
+        if isinstance(model, Parameterization):
             check_untouched(model, "parameterization")
-            is_own(model)
-            with torch.inference_mode(False), torch.no_grad():
-                linear = copy.deepcopy(model).double().requires_grad_(False)
-        if activation is None:
-            activation = own
-        else:
-            check_activation(activation, linear.state_shape)
-        activation = activation.rebind(*(t.double() for t in activation.tensors))
-        layer = EquilibriumLayer(linear, activation, max_steps=_SEARCH_STEPS, on_failure="return").eval()
-        operator = layer.linear.operator()
-        if not operator.strong_monotonicity > 0:
-            raise AssertionError(
-                f"no unique equilibrium is proved: strong monotonicity is only known to be ≥ "
-                f"{operator.strong_monotonicity:.3g}"
-            )
-        solver = splitting.Anderson(splitting.PeacemanRachford()).tuned(operator)
-        return _Exact(layer.linear, operator, solver, layer, classifier)
+            layer = EquilibriumLayer(model, activation)
+            model = Network({"layer": layer}, model.in_shape)
+        elif not isinstance(model, Network):
+            raise InvalidType(f"`model` must be a Network or a Parameterization, got {type(model).__name__}")
+        chain = Chain.of(model)
+        search = copy.deepcopy(chain.exact)
+        for network, steps in ((chain.exact, _MAX_STEPS), (search, _SEARCH_STEPS)):
+            for each in network.solved():
+                each.tol = each.backward_tol = _TOL
+                each.max_steps, each.on_failure = steps, "return"
+        for stage in chain.stages:
+            m = getattr(stage, "m", 1.0)
+            if not m > 0:
+                raise AssertionError(
+                    f"no unique equilibrium is proved: strong monotonicity is only known to be ≥ {m:.3g}"
+                )
+        return _Exact(chain, search)
 
     @property
     def device(self) -> torch.device:
-        return self.operator.device
+        return self.chain.exact.device
 
     @property
-    def features(self) -> Features:
-        """P: what a classifier's head sees of a state; elsewhere all of it."""
-        return Entries(self.operator.state_shape) if self.classifier is None else self.classifier.features
+    def state(self) -> EquilibriumProof:
+        """What is proved of the layer of a parameterization."""
+        return cast(EquilibriumProof, self.chain.stages[0])
 
-    def prepare(self, x: Tensor) -> Tensor:
-        return x if self.classifier is None else self.classifier.prepare(x)
+    def shaped(self, x: Tensor) -> Tensor:
+        """x in float64, in the shape that the network takes."""
+        return x.detach().to(self.device, torch.float64).reshape(-1, *self.chain.exact.in_shape)
 
-    def problem(self, x: Tensor) -> splitting.Inclusion:
-        source = self.linear.source(self.prepare(x.detach().to(self.device, torch.float64)))
-        return splitting.Inclusion(self.operator, source, self.layer.prox)
+    def see(self, x: Tensor) -> _Seen:
+        ball = self.chain.enclose(self.shaped(x))
+        last = self.chain.stages[-1]
+        out = last.enclose(ball)
+        logits = last.logits(ball) if len(last.out_shape) == 1 and len(self.chain.stages) > 1 else None
+        return _Seen(out.centre, out.radius, logits)
 
-    def state(self, x: Tensor) -> Tensor:
-        """z, differentiable in x."""
-        return self.layer(self.prepare(x))
-
-    def solve(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """z and a proved bound on ‖z − z*(x)‖_Λ per sample, the rounding of the source included."""
-        solution = splitting.solve(self.problem(x), self.solver, tol=_TOL, max_steps=_MAX_STEPS, on_failure="return")
-        size = x.abs()
-        if self.classifier is not None:
-            mean, std = self.classifier.normalise.constants(size)
-            size = (size + mean.abs()) / std
-        rounding = self.linear.source_rounding(size.flatten(1)) / self.operator.strong_monotonicity
-        return solution.value, solution.error_bound + rounding
-
-    def promise(self, name: str, C: Tensor, constant: float) -> _Promise:
+    def rows(self, name: str, C: Tensor, constant: float) -> _Promise:
+        """‖C (z₁ − z₂)‖ ≤ constant · ‖x₁ − x₂‖ for the states z of a parameterization."""
         C = C.detach().to(self.device, torch.float64)
-        gain = float(self.gains(C).square().sum().sqrt()) * (1 + _ROUNDING)
-        return _Promise(name, lambda z: self.features(z) @ C.mT, gain, constant, C)
-
-    def gains(self, C: Tensor) -> Tensor:
-        """‖c P Λ^-½‖ of every row c of C: what an error of 1 of the state in the Λ-norm can make of c P z."""
-        root = self.operator.root_metric
-        return self.features.gain * verified.vector_norm(C if root is None else C / root.flatten()) * (1 + _ROUNDING)
+        root = self.state.norm.root
+        scaled = C if root is None else C / root.flatten()
+        # What an error of 1 of the state in the Λ-norm can make of C z.
+        gain = float(verified.vector_norm(scaled).square().sum().sqrt()) * (1 + _ROUNDING)
+        return _Promise(name, lambda z: z.flatten(1) @ C.mT, lambda seen: gain * seen.radius, constant)
 
 
-def _promises(model: Classifier | Parameterization, exact: _Exact) -> list[_Promise]:
+def _promises(model: Network | Parameterization, exact: _Exact) -> list[_Promise]:
     """What mondeq itself certifies of `model`."""
-    if exact.classifier is not None:
-        bounds = lipschitz_bounds(exact.classifier)
-        smallest = min(b.value for b in bounds.values() if b.kind == "certified")
-        head, pairs = exact.classifier.head_weight, best_pairs(bounds)
-        gaps = combinations(range(len(head)), 2)
-        return [
-            exact.promise("the vector of logits", head, smallest),
-            *(exact.promise(f"logit {i} − logit {j}", (head[i] - head[j])[None], float(pairs[i, j])) for i, j in gaps),
-        ]
-    root = exact.operator.root_metric
-    everything = torch.ones(exact.linear.in_features, dtype=torch.float64, device=exact.device)
-    product = exact.linear.input_norm(everything) / exact.operator.strong_monotonicity
-    state = _Promise("Λ^½ z", lambda z: (z if root is None else z * root).flatten(1), 1.0, product, None)
-    if isinstance(exact.linear, LipschitzDense):
-        return [state, exact.promise("W_o z", exact.linear.W_o, exact.linear.gamma)]
-    return [state]
+    if isinstance(model, Parameterization):
+        root, constant = exact.state.norm.root, exact.state.constant
+        weight = torch.ones((), device=exact.device) if root is None else root
+        state = _Promise("Λ^½ z", lambda z: (z * weight).flatten(1), lambda seen: seen.radius, constant)
+        if isinstance(model, Readable):
+            return [state, exact.rows("W_o z", model.readout[0], model.gain)]
+        return [state]
+    bounds = lipschitz_bounds(model, chain=exact.chain)
+    smallest = min(b.value for b in bounds.values() if b.kind == "certified")
+    pairs = best_pairs(bounds)
+    out = exact.chain.stages[-1].norm.euclidean()
+    return [
+        _Promise("the vector of logits", lambda y: y, lambda seen: out * seen.radius, smallest),
+        *(_gap(i, j, float(pairs[i, j])) for i, j in combinations(range(len(pairs)), 2)),
+    ]
+
+
+def _gap(i: int, j: int, constant: float) -> _Promise:
+    def error(seen: _Seen) -> Tensor:
+        logits = cast(Logits, seen.logits)  # only networks promise gaps
+        return logits.gains[i, j] * logits.radius + logits.rounding[:, 0]
+
+    return _Promise(f"logit {i} − logit {j}", lambda y: (y[:, i] - y[:, j])[:, None], error, constant, (i, j))
 
 
 def _ascend_pair(
     exact: _Exact, output: Callable[[Tensor], Tensor], first: Tensor, second: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Both ends moved by normalised gradient ascent on ‖output(z₁) − output(z₂)‖/‖x₁ − x₂‖."""
+    """Both ends moved by normalised gradient ascent on ‖output(y₁) − output(y₂)‖/‖x₁ − x₂‖."""
     for step in range(steps):
         with torch.enable_grad():
             a, b = first.clone().requires_grad_(), second.clone().requires_grad_()
-            z, other = exact.state(torch.cat([a, b])).chunk(2)
-            moved, distance = output(z - other).norm(dim=1), _lengths(a - b)
+            y, other = exact.search(torch.cat([a, b])).chunk(2)
+            moved, distance = output(y - other).norm(dim=1), _lengths(a - b)
             ratio = moved.clamp_min(_TINY).log() - distance.log()
             up, down = (g.nan_to_num(0.0, 0.0, 0.0) for g in torch.autograd.grad(ratio.sum(), (a, b)))
         length = _lengths(torch.stack([up, down], dim=1))
@@ -324,15 +324,14 @@ def _ascend_pair(
 
 def _compare_pairs(exact: _Exact, promises: Sequence[_Promise], first: Tensor, second: Tensor) -> list[float]:
     """The largest share of each constant that is seen; raises where it is more than all of it."""
-    states, errors = exact.solve(torch.cat([first, second]))
-    (z, other), (error, other_error) = states.chunk(2), errors.chunk(2)
+    here, there = exact.see(first), exact.see(second)
     distance = _lengths(first - second)
     shares = [0.0]
     for promise in promises:
-        moved, bound = promise.output(z - other).norm(dim=1), promise.constant * distance
+        moved, bound = promise.output(here.value - there.value).norm(dim=1), promise.constant * distance
         excess = f"{promise.name} moves by more than {promise.constant:.9g} times the distance of the inputs"
         # What is proved of the exact network, whether or not the solves finished.
-        proved = (moved - promise.gain * (error + other_error)).clamp_min(0)
+        proved = (moved - (promise.error(here) + promise.error(there)) * (1 + _ROUNDING)).clamp_min(0)
         _require_at_most(proved, bound, excess)
         share = proved / bound
         shares += share[torch.isfinite(share)].tolist()
@@ -348,22 +347,11 @@ class _Attack:
     prediction: Tensor
     radius: Tensor
 
-    @cached_property
-    def differences(self) -> tuple[Tensor, Tensor, Tensor]:
-        """w_i − w_j, b_i − b_j and the gains of the former, i the prediction: (N, classes, n), then (N, classes)."""
-        classifier = self.exact.classifier
-        if classifier is None:
-            raise InvalidType("only a Classifier has predictions")
-        head, bias = classifier.head_weight, classifier.head_bias
-        rows = head[self.prediction][:, None] - head
-        gains = self.exact.gains(rows.flatten(0, 1)).reshape(rows.shape[:2])
-        return rows, bias[self.prediction][:, None] - bias, gains
-
-    def gaps(self, z: Tensor) -> Tensor:
-        """y_prediction − y_j for all j, (…, N, classes), at states of (…, N) points."""
-        rows, offsets, _ = self.differences
-        features = self.exact.features(z).unflatten(0, (-1, len(self.x)))
-        return torch.einsum("ijk,gik->gij", rows, features) + offsets
+    def gaps(self, y: Tensor) -> Tensor:
+        """y_prediction − y_j for all j, (…, N, classes), of the logits of (…, N) points."""
+        grouped = y.unflatten(0, (-1, len(self.x)))
+        own = self.prediction[None, :, None].expand(len(grouped), -1, 1)
+        return grouped.gather(2, own) - grouped
 
     def project(self, points: Tensor) -> Tensor:
         """The nearest points of the balls, a hair inside them; points (groups, N, …)."""
@@ -379,7 +367,7 @@ class _Attack:
         for step in range(steps):
             with torch.enable_grad():
                 moving = points.flatten(0, 1).clone().requires_grad_()
-                gaps = self.gaps(self.exact.state(moving)).gather(2, chosen)
+                gaps = self.gaps(self.exact.search(moving)).gather(2, chosen)
                 (gradient,) = torch.autograd.grad(gaps.sum(), moving)
             gradient = (gradient / _columns(_lengths(gradient), gradient)).reshape(points.shape)
             points = self.project(points - 2 * 0.8**step * _columns(self.radius, self.x) * gradient)
@@ -387,19 +375,17 @@ class _Attack:
 
     def check(self, points: Tensor, what: Sequence[str]) -> None:
         """Raise AssertionError if a prediction at `points` (groups, N, …) is proved to differ; what: of each group."""
-        most = max(1, _ENTRIES_AT_ONCE // (len(self.x) * self.exact.linear.state_shape.numel()))
+        most = max(1, _ENTRIES_AT_ONCE // (len(self.x) * self.exact.search.largest))
         for first in range(0, len(points), most):
             self._check(points[first : first + most], what[first:])
 
     def _check(self, points: Tensor, what: Sequence[str]) -> None:
-        z, error = self.exact.solve(points.flatten(0, 1))
-        rows, offsets, gains = self.differences
-        sizes = self.exact.features(z.abs()).unflatten(0, (-1, len(self.x)))
-        size = torch.einsum("ijk,gik->gij", rows.abs(), sizes) + offsets.abs()
-        rounding = verified.gamma(rows.shape[2] + self.exact.features.terms + 8) * size
-        slack = gains * error.reshape(-1, len(self.x), 1) + rounding
-        gaps = self.gaps(z)
-        for group, sample, rival in (gaps < -slack).nonzero()[:1].tolist():
+        logits = self.exact.see(points.flatten(0, 1)).logits
+        if logits is None:
+            raise InvalidType("only a network with logits has predictions")
+        slack = logits.slack(self.prediction.repeat(len(points))).unflatten(0, (-1, len(self.x)))
+        gaps = self.gaps(logits.value)
+        for group, sample, rival in (gaps < -slack * (1 + _ROUNDING)).nonzero()[:1].tolist():
             raise AssertionError(
                 f"{what[group]} turns certified image {sample} of class {int(self.prediction[sample])} into class "
                 f"{rival}: distance {float((points[group, sample] - self.x[sample]).norm()):.9g}, certified radius "

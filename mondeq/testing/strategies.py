@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import splitting
 from mondeq.parameterizations import Conv2d, Dense, LipschitzDense, MultiscaleConv2d, Parameterization
-from splitting.solvers import SteppedSolver
+from splitting import SteppedSolver
 
 
 def parameterizations(

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mondeq.errors import RunError
-from mondeq.models import Classifier
+from mondeq.network import Network
 from mondeq.runs import check_tensors, read_tensors, write_tensors
 from mondeq.training.progress import Epoch
 
@@ -26,7 +26,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def write(
-    path: Path, model: Classifier, optimizer: torch.optim.Optimizer, generator: torch.Generator, history: list[Epoch]
+    path: Path, model: Network, optimizer: torch.optim.Optimizer, generator: torch.Generator, history: list[Epoch]
 ) -> None:
     """The state after the last epoch of `history`, in one atomic step: an interrupted write leaves the one before."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
@@ -38,7 +38,7 @@ def write(
 
 def read(
     path: Path,
-    model: Classifier,
+    model: Network,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     *,

@@ -2,82 +2,99 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from mondeq import values
 from mondeq.errors import ConfigError
+from mondeq.losses import LOSSES, Loss, Progress
+from mondeq.settings import (
+    NONNEGATIVE,
+    POSITIVE,
+    SHARE,
+    Choice,
+    Mapping,
+    Settings,
+    Text,
+    Truth,
+    Whole,
+    setting,
+)
 
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("one-cycle", "step", "constant")
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """One training run. Numbers of numpy and torch become Python's. Raises ConfigError for any other kind of value and
-    for one outside its range, so that nothing that is accepted here fails later.
+def is_file_name(value: object) -> TypeGuard[str]:
+    """Whether a path can be made of `value`: not of NUL, nor of half a surrogate pair."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        return False
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+    return True
 
-    data: a data set's name. epochs, batch_size: batch_size is over all processes together. optimizer, lr,
-    weight_decay: lr is the peak of the schedule. schedule: "one-cycle" rises over the first 30 % and falls to 0 by
-    half cosines; "step" divides by 10 every `decay_every` epochs. clip: largest gradient norm, 0 for none.
-    radius: the ℓ2 radius (pixel units) the loss asks margins for, 0 for plain cross-entropy; ramp: share of the steps
-    over which it grows from 0. logit_scale: multiplies logits before the cross-entropy, so that Lipschitz-bounded
-    logits can express confidence. shift, flip: augmentation, images moved by up to so many pixels (pad and crop) and
-    mirrored left to right at random.
+
+@dataclass(frozen=True)
+class TrainingConfig(Settings):
+    """One training run. Numbers of numpy and torch become Python's.
+
+    Args:
+        data: The name of a data set.
+        epochs: Passes over the training images.
+        batch_size: Samples of a step, over all processes together.
+        optimizer: "adam" or "adamw".
+        lr: Learning rate, the peak of the schedule.
+        weight_decay: Of the optimiser.
+        schedule: "one-cycle" rises over the first 30 % and falls to 0 by half cosines; "step" divides by 10 every
+            `decay_every` epochs; "constant".
+        decay_every: Epochs of "step".
+        clip: Largest gradient norm, 0 for none.
+        loss: A name in LOSSES.
+        loss_settings: Settings of the loss, by name.
+        radius: The ℓ2 radius (pixel units) that the loss asks margins for, 0 for plain cross-entropy.
+        ramp: The share of the steps over which the radius grows from 0.
+        logit_scale: What logits are multiplied with before a cross-entropy, so that Lipschitz-bounded logits can
+            express confidence.
+        shift: Images are moved by up to so many pixels (pad and crop).
+        flip: Images are mirrored left to right at random.
+        seed: Of all random numbers.
+
+    Raises:
+        ConfigError: A value is of another kind or outside its range; nothing that is accepted here fails later.
     """
 
-    data: str
-    epochs: int = 20
-    batch_size: int = 256
-    optimizer: str = "adam"
-    lr: float = 4e-3
-    weight_decay: float = 0.0
-    schedule: str = "one-cycle"
-    decay_every: int = 10
-    clip: float = 0.0
-    radius: float = 0.0
-    ramp: float = 0.5
-    logit_scale: float = 1.0
-    shift: int = 0
-    flip: bool = False
-    seed: int = 0
+    data: str = setting(Text("the name of a data set", is_file_name))
+    epochs: int = setting(Whole(1), 20)
+    batch_size: int = setting(Whole(1), 256, help="samples per step, over all processes together")
+    optimizer: str = setting(Choice(OPTIMIZERS), "adam")
+    lr: float = setting(POSITIVE, 4e-3, help="peak learning rate")
+    weight_decay: float = setting(NONNEGATIVE, 0.0)
+    schedule: str = setting(Choice(SCHEDULES), "one-cycle", help="step: divide by 10 every --decay-every epochs")
+    decay_every: int = setting(Whole(1), 10)
+    clip: float = setting(NONNEGATIVE, 0.0, help="largest gradient norm; 0: no clipping")
+    loss: str = setting(Choice(LOSSES), "margin")
+    radius: float = setting(NONNEGATIVE, 0.0, help="ℓ2 radius (pixels in [0, 1]) to train for; 0: plain cross-entropy")
+    ramp: float = setting(SHARE, 0.5, help="share of training over which the radius grows from 0")
+    logit_scale: float = setting(POSITIVE, 1.0, help="factor on logits before the cross-entropy")
+    shift: int = setting(Whole(0), 0, help="augment by moving images up to so many pixels")
+    flip: bool = setting(Truth(), False, help="augment by mirroring images left to right")
+    seed: int = setting(Whole(0), 0)
+    loss_settings: dict[str, Any] = setting(Mapping(), {})
 
     def __post_init__(self) -> None:
-        self._keep("data", self.data if is_file_name(self.data) else None, "the name of a data set")
-        for name, names in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-            value = getattr(self, name)
-            self._keep(name, value if isinstance(value, str) and value in names else None, f"one of {', '.join(names)}")
-        for name in ("epochs", "batch_size", "decay_every"):
-            self._keep_whole(name, 1)
-        for name in ("shift", "seed"):
-            self._keep_whole(name, 0)
-        for name in ("lr", "logit_scale"):
-            self._keep_real(name, lambda value: 0 < value < math.inf, "a finite number > 0")
-        for name in ("weight_decay", "clip", "radius"):
-            self._keep_real(name, lambda value: 0 <= value < math.inf, "a finite number ≥ 0")
-        self._keep_real("ramp", lambda value: 0 <= value <= 1, "in [0, 1]")
-        self._keep("flip", values.truth(self.flip), "true or false")
+        super().__post_init__()
+        self.make_loss()
 
-    def _keep_whole(self, name: str, least: int) -> None:
-        value = values.whole(getattr(self, name))
-        # torch takes no larger ones, as a seed or anywhere.
-        largest = 2**63 - 1
-        needed = f"an integer ≥ {least}" if value is None or value <= largest else "an integer < 2^63"
-        self._keep(name, value if value is not None and least <= value <= largest else None, needed)
-
-    def _keep_real(self, name: str, inside: Callable[[float], bool], needed: str) -> None:
-        value = values.real(getattr(self, name))
-        self._keep(name, value if value is not None and inside(value) else None, needed)
-
-    def _keep(self, name: str, value: object, needed: str) -> None:
-        """Store what the setting is as a plain value; None is what is not as needed."""
-        if value is None:
-            raise ConfigError(f"`{name}` must be {needed}, got {values.shown(getattr(self, name))}")
-        object.__setattr__(self, name, value)
+    def make_loss(self) -> Loss:
+        """Make the loss. Raises ConfigError for settings that are not its own."""
+        kind = LOSSES[self.loss]
+        try:
+            return kind(kind.Settings.from_dict(self.loss_settings))
+        except ConfigError as error:
+            raise ConfigError(f"`loss_settings` must be those of the loss {self.loss}: {error}") from None
 
     def check_images(self, height: int, width: int) -> None:
         """Raises ConfigError unless `shift` leaves something of images of this size to be seen."""
@@ -96,32 +113,9 @@ class TrainingConfig:
             return self.lr * (0.04 + 0.96 * (1 - math.cos(math.pi * step / peak)) / 2)
         return self.lr * (1 + math.cos(math.pi * (step - peak) / (total - peak))) / 2
 
-    def ramped_radius(self, step: int, steps_per_epoch: int) -> float:
-        """The radius the loss asks for at the step'th step."""
-        rise = self.ramp * self.epochs * steps_per_epoch
-        return self.radius if step >= rise else self.radius * step / rise
-
-    @classmethod
-    def from_dict(cls, settings: dict[str, Any]) -> TrainingConfig:
-        """A configuration read back from JSON. Unknown, missing and mistyped entries are errors."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        wrong = sorted(set(settings) - known) or sorted({"data"} - set(settings))
-        if wrong:
-            raise ConfigError(
-                f"unknown or missing training settings: {', '.join(wrong)}; known are {', '.join(sorted(known))}"
-            )
-        return cls(**settings)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-
-def is_file_name(value: object) -> TypeGuard[str]:
-    """Whether a path can be made of `value`: not of NUL, nor of half a surrogate pair."""
-    if not isinstance(value, str) or not value or "\0" in value:
-        return False
-    try:
-        os.fsencode(value)
-    except UnicodeEncodeError:
-        return False
-    return True
+    def progress(self, step: int, steps_per_epoch: int) -> Progress:
+        """What the loss is told at the step'th step (from 0)."""
+        total = self.epochs * steps_per_epoch
+        rise = self.ramp * total
+        radius = self.radius if step >= rise else self.radius * step / rise
+        return Progress(radius, self.logit_scale, step / total)

@@ -18,15 +18,14 @@ from mondeq import distributed
 from mondeq.data import Dataset, batches
 from mondeq.errors import ConfigError, TrainingError
 from mondeq.files import sole_writer
-from mondeq.models import Classifier
+from mondeq.losses import gap_estimates, margins
+from mondeq.network import Network
+from mondeq.pieces import SolvedPiece
 from mondeq.runs import WEIGHTS, write_tensors
 from mondeq.training import checkpoint
 from mondeq.training.config import TrainingConfig
-from mondeq.training.loss import margin_loss, training_constants
 from mondeq.training.progress import Epoch, Tally
-from splitting import ConvergenceWarning, Solver
-from splitting.errors import SplittingError
-from splitting.implicit import Monitor
+from splitting import ConvergenceWarning, Monitor, Solver, SplittingError
 
 # How often the loss is read: often enough for a progress bar, seldom enough not to stall an accelerator.
 _STEPS_PER_READ = 20
@@ -43,7 +42,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Classifier,
+        model: Network,
         dataset: Dataset,
         config: TrainingConfig,
         folder: Path,
@@ -62,8 +61,9 @@ class Trainer:
         if not any(p.requires_grad for p in model.parameters()):
             raise ConfigError("`model` has no weight to train: all are frozen; call requires_grad_(True) on some")
         self.on_epoch = on_epoch
+        self.loss = config.make_loss()
         self.history: list[Epoch] = []
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.generator = torch.Generator("cpu").manual_seed(config.seed)
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
         self.optimizer = kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
         ranks, world = distributed.rank(), distributed.world_size()
@@ -72,7 +72,7 @@ class Trainer:
             dataset.train, share, generator=self.generator, device=device, rank=ranks, world_size=world
         )
         # As many images as fit tens of millions of state entries, at most 1000.
-        fitting = min(max(_EVALUATION_ENTRIES // model.linear.state_shape.numel(), 1), 1000)
+        fitting = min(max(_EVALUATION_ENTRIES // model.largest, 1), 1000)
         self.test = batches(dataset.test, fitting, device=device, rank=ranks, world_size=world)
 
     def resume(self) -> None:
@@ -125,24 +125,30 @@ class Trainer:
         """Test accuracy, and the share certified at the training radius by the training constants (an estimate)."""
         self.model.eval()
         tally = Tally(self.device)
-        constants = training_constants(self.model)
+        constants = self._constants()
         for images, labels in self.test:
             logits = self.model(images)
-            gaps = logits.gather(1, labels[:, None]) - logits - self.config.radius * constants[labels]
-            gaps.scatter_(1, labels[:, None], torch.inf)
-            tally.add(right=(logits.argmax(1) == labels).sum(), certified=(gaps > 0).all(1).sum(), count=len(labels))
+            certified = (margins(logits, labels, constants, self.config.radius) > 0).sum()
+            tally.add(right=(logits.argmax(1) == labels).sum(), certified=certified, count=len(labels))
         return tally.ratio("right", "count"), tally.ratio("certified", "count")
+
+    def _constants(self) -> Tensor:
+        """Those of the gaps of two logits; nobody asks for them where the radius is 0."""
+        if self.config.radius:
+            return gap_estimates(self.model)
+        return torch.zeros(self.model.classes, self.model.classes, dtype=self.model.dtype, device=self.device)
 
     @contextmanager
     def _prepared(self, monitor: Monitor) -> Iterator[None]:
-        """The layer with a monitor instead of a warning per solve."""
-        layer = self.model.layer
-        solver, on_failure = layer.solver, layer.on_failure
-        layer.monitor, layer.on_failure = monitor, "return"
+        """The layers that solve with a monitor instead of a warning per solve, and their solvers as they were after."""
+        kept = [(layer, layer.solver, layer.on_failure) for layer in self.model.solved()]
+        for layer, _, _ in kept:
+            layer.monitor, layer.on_failure = monitor, "return"
         try:
             yield
         finally:
-            layer.solver, layer.monitor, layer.on_failure = solver, None, on_failure
+            for layer, solver, on_failure in kept:
+                layer.solver, layer.monitor, layer.on_failure = solver, None, on_failure
 
     def _train_epoch(self, epoch: int, parallel: torch.nn.Module, tally: Tally) -> None:
         self.model.train()
@@ -151,32 +157,30 @@ class Trainer:
         # disable=None: silent where stderr is no terminal.
         hidden = None if distributed.is_main() else True
         with tqdm(self.train, title, disable=hidden, leave=False, unit="batch") as bar:
-            solver = self.model.layer.solver
+            solvers = [(layer, layer.solver) for layer in self.model.solved()]
             for step, (images, labels) in enumerate(bar, start=first):
                 # Weights change fastest at first.
                 if step == first or step.bit_count() == 1:
-                    self._tune(solver)
+                    self._tune(solvers)
                 self._step(step, parallel, self._augment(images), labels, tally)
                 if (step - first) % _STEPS_PER_READ == 0 or step + 1 == first + len(self.train):
                     self._read(epoch, tally, bar)
 
     @torch.no_grad()
-    def _tune(self, solver: Solver) -> None:
-        """Give the layer `solver` with its step tuned to the weights as they are.
+    def _tune(self, solvers: list[tuple[SolvedPiece, Solver]]) -> None:
+        """Give every layer its solver with the step tuned to the weights as they are.
 
         Any step converges; one that is tuned now and then saves a good part of the steps. It is a function of weights
         that a resumed run has at the same time, so that run takes the same one.
         """
-        self.model.layer.solver = solver.tuned(self.model.layer.linear.operator())
+        for layer, solver in solvers:
+            layer.solver = layer.tuned(solver)
 
     def _step(self, step: int, parallel: torch.nn.Module, images: Tensor, labels: Tensor, tally: Tally) -> None:
         config = self.config
         logits = parallel(images)
-        radius = config.ramped_radius(step, len(self.train))
-        constants = (
-            training_constants(self.model) if config.radius else logits.new_zeros(logits.shape[1], logits.shape[1])
-        )
-        loss = margin_loss(logits, labels, constants, radius, config.logit_scale)
+        progress, constants = config.progress(step, len(self.train)), self._constants()
+        loss = self.loss(logits, labels, constants, progress)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if config.clip:
@@ -185,12 +189,10 @@ class Trainer:
             group["lr"] = config.learning_rate(step, len(self.train))
         self.optimizer.step()
         with torch.no_grad():
-            gaps = logits.gather(1, labels[:, None]) - logits - radius * constants[labels]
-            gaps.scatter_(1, labels[:, None], torch.inf)
             tally.add(
                 loss=loss.detach() * len(labels),
                 right=(logits.argmax(1) == labels).sum(),
-                certified=(gaps > 0).all(1).sum(),
+                certified=(margins(logits, labels, constants, progress.radius) > 0).sum(),
                 count=len(labels),
             )
 
@@ -199,11 +201,11 @@ class Trainer:
         reach = self.config.shift
         count, _, height, width = images.shape
         if self.config.flip:
-            mirrored = torch.rand(count, 1, 1, 1, generator=self.generator) < 0.5
+            mirrored = torch.rand(count, 1, 1, 1, generator=self.generator, device="cpu") < 0.5
             images = torch.where(mirrored.to(images.device), images.flip(3), images)
         if reach == 0:
             return images
-        offsets = torch.randint(2 * reach + 1, (2, count, 1), generator=self.generator).to(images.device)
+        offsets = torch.randint(2 * reach + 1, (2, count, 1), generator=self.generator, device="cpu").to(images.device)
         rows = offsets[0] + torch.arange(height, device=images.device)
         columns = offsets[1] + torch.arange(width, device=images.device)
         padded = functional.pad(images, (reach,) * 4)

@@ -10,30 +10,15 @@ that subsampling by 2, which couples frequencies there, becomes shift-invariant 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from splitting import verified
+from splitting.context import constant
 from splitting.scratch import product
-
-T = TypeVar("T")
-
-
-def _constant(compute: Callable[..., T]) -> Callable[..., T]:
-    """`compute` remembered, whatever surrounds the call: inference mode, too, gives tensors that graphs can save."""
-
-    @lru_cache(maxsize=64)
-    def ordinary(*arguments: Any) -> T:
-        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-            return compute(*arguments)
-
-    return ordinary
-
 
 # Up to this side a transform is one matrix product, beyond it two with factors of the side. The result is ready for the
 # channel products, which beats the fast transform with the permutations it needs: with that, a training step takes 1.4
@@ -271,7 +256,7 @@ def _factor_matrices(torus: Torus) -> tuple[Tensor, Tensor | None, Tensor, Tenso
     return width, second(columns, w2, torus.width), height, second(rows, h2, torus.height)
 
 
-@_constant
+@constant
 def _forward_stages(torus: Torus, dtype: torch.dtype, device: torch.device) -> list[Stage]:
     (h1, h2), (w1, w2) = torus._factors
     h, w, k1, columns = torus.height, torus.width, w1 // 2 + 1, torus.columns
@@ -294,7 +279,7 @@ def _forward_stages(torus: Torus, dtype: torch.dtype, device: torch.device) -> l
     return [replace(stage, matrices=stage.matrices.to(device, dtype)) for stage in stages]
 
 
-@_constant
+@constant
 def _inverse_stages(torus: Torus, dtype: torch.dtype, device: torch.device) -> list[Stage]:
     (h1, h2), (w1, w2) = torus._factors
     h, k1, columns = torus.height, w1 // 2 + 1, torus.columns
@@ -314,7 +299,7 @@ def _inverse_stages(torus: Torus, dtype: torch.dtype, device: torch.device) -> l
     return [replace(stage, matrices=stage.matrices.to(device, dtype)) for stage in stages]
 
 
-@_constant
+@constant
 def _weights(torus: Torus, dtype: torch.dtype, device: torch.device) -> Tensor:
     first, second = torus._factors[1]
     weights = _half_weights(first).repeat_interleave(second * torus.height) / (torus.height * torus.width)
@@ -330,7 +315,7 @@ def _half_weights(first: int) -> Tensor:
     return weights
 
 
-@_constant
+@constant
 def _tap_phases(
     torus: Torus, sizes: tuple[int, ...], stride: int, weighted: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:

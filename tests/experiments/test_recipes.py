@@ -10,6 +10,7 @@ import pytest
 import mondeq
 from experiments import cifar10, deep_equilibrium, mnist, recipes, svhn
 from experiments.recipes import Preset, run
+from mondeq.formats import describe
 from mondeq.training.config import TrainingConfig
 
 ALL = {"mnist": mnist.PRESETS, "cifar10": cifar10.PRESETS, "svhn": svhn.PRESETS}
@@ -30,7 +31,11 @@ def test_smoke(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for row, preset in zip(found, presets, strict=True):
         assert 0 <= float(row["accuracy"]) <= 100
         assert row["published"] == ("" if preset.published is None else str(preset.published))
-        assert mondeq.load(tmp_path / preset.name).config.kind == preset.settings["model"]
+        config = mondeq.ModelConfig.from_dict(
+            json.loads((tmp_path / preset.name / "config.json").read_text())["preset"]
+        )
+        assert config.kind == preset.settings["model"]
+        assert describe(mondeq.load(tmp_path / preset.name)) == describe(mondeq.Classifier(config))
     assert capsys.readouterr().out.count("accuracy") >= 1
 
 
@@ -75,11 +80,13 @@ PUBLISHED = {
 
 def parameters(preset: Preset, shape: tuple[int, int, int]) -> int:
     settings = preset.settings
-    sizes: dict[str, Any] = {"features": int(settings.get("features", 0))}
-    sizes["channels"] = tuple(map(int, settings.get("channels", "").split()))
-    sizes["weight_norm"] = "weight-norm" in settings
+    sizes: dict[str, Any] = {"weight_norm": True} if "weight-norm" in settings else {}
+    if "features" in settings:
+        sizes["features"] = int(settings["features"])
+    if "channels" in settings:
+        sizes["channels"] = tuple(map(int, settings["channels"].split()))
     flat = (0.5,) * shape[0]
-    config = mondeq.ModelConfig(settings["model"], shape, 10, flat, flat, **sizes)
+    config = mondeq.ModelConfig(settings["model"], image_shape=shape, classes=10, mean=flat, std=flat, **sizes)
     return sum(p.numel() for p in mondeq.Classifier(config).parameters())
 
 

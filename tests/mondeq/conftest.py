@@ -50,7 +50,7 @@ def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[s
                 **WIDTHS[kind],
                 mean=digits.mean,
                 std=(1.0,) if kind == "lipschitz" else digits.std,
-                learn_m=kind == "dense",
+                **({"learn_m": True} if kind == "dense" else {}),
             )
         )
         config = TrainingConfig(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mondeq import cli, distributed
+from mondeq import Certifier, cli, distributed
 from mondeq.cli.evaluation import certify_split
 from mondeq.runs import write_tensors
 from mondeq.training import Trainer, TrainingConfig
@@ -27,7 +27,7 @@ def work(folder: Path, device: torch.device) -> None:
         told = []
         config = TrainingConfig("tiny", epochs=2, batch_size=16, lr=1e-2, radius=0.05, clip=1.0)
         model = model_for(dataset, kind)
-        report = certify_split(model, dataset.test, device)
+        report = certify_split(Certifier(model.to(device)), dataset.test)
         trainer = Trainer(model, dataset, config, out, device, on_epoch=told.append)
         trainer.run()
         columns = {name: getattr(report, name) for name in ("radius", "correct", "prediction", "error_bound")}

@@ -241,7 +241,7 @@ def trained(whole: Path, folder: Path) -> list[Weights]:
     config = json.loads((whole / "run" / CONFIG).read_text())
     settings = TrainingConfig.from_dict(config["training"])
     torch.manual_seed(settings.seed)
-    model = mondeq.Classifier(mondeq.ModelConfig.from_dict(config["model"]))
+    model = mondeq.Classifier(mondeq.ModelConfig.from_dict(config["preset"]))
     after = [weights(model)]
     trainer = Trainer(model, tiny_dataset(), settings, folder, torch.device("cpu"))
     trainer.on_epoch = lambda row: after.append(weights(model))

@@ -16,7 +16,7 @@ from mondeq.attacks import accuracy_under_attack
 from mondeq.data import Dataset
 from mondeq.testing import activations, convolutions, inputs, parameterizations, solvers
 from splitting import InvalidArgument, InvalidType
-from tests.mondeq.zoo import KINDS, classifier, labels_of, pictures
+from tests.mondeq.zoo import KINDS, classifier, head_of, labels_of, pictures
 
 pytest.importorskip("foolbox")
 
@@ -30,8 +30,8 @@ def test_confidence_does_not_blind_the_attack(
     model = copy.deepcopy(trained["dense"])
     before = accuracy_under_attack(model, images, labels, [0.3, 0.6, 1.0], steps=10)
     with torch.no_grad():
-        model.head_weight.mul_(factor)
-        model.head_bias.mul_(factor)
+        head_of(model)[0].mul_(factor)
+        head_of(model)[1].mul_(factor)
     after = accuracy_under_attack(model, images, labels, [0.3, 0.6, 1.0], steps=10)
     assert after == pytest.approx(before, abs=0.026)
     assert before.zero_gradients == after.zero_gradients == 0
@@ -41,7 +41,7 @@ def test_confidence_does_not_blind_the_attack(
 def test_a_constant_network_is_reported_as_blind() -> None:
     model = classifier()
     with torch.no_grad():
-        model.linear.get_parameter("U").zero_()
+        model.layer.linear.get_parameter("U").zero_()
     images = pictures(model, 4)
     labels = model(images).argmax(1)
     found = accuracy_under_attack(model, images, labels, [0.5, math.inf], steps=3)

@@ -23,13 +23,15 @@ import torch
 from PIL import Image
 
 import mondeq
+from mondeq import ACTIVATIONS, SOLVERS
 from mondeq.cli import main
 from mondeq.cli.output import table
-from mondeq.data import NAMES, Dataset
-from mondeq.models import ACTIVATIONS, KINDS, SOLVERS
+from mondeq.data import Dataset, names
+from mondeq.formats import describe, read
 from mondeq.runs import CONFIG, WEIGHTS
 from mondeq.training import Trainer, checkpoint
-from tests.mondeq.zoo import classifier, same_weights
+from tests.mondeq.test_runs import FORMAT_1
+from tests.mondeq.zoo import KINDS, classifier, same_weights
 
 ROOT = Path(__file__).parents[2]
 SHORT = ("--data", "digits", "--epochs", "2", "--batch-size", "512", "--device", "cpu")
@@ -164,7 +166,10 @@ def test_train_leaves_a_whole_run(kind: str, runs: dict[str, Path]) -> None:
     assert metrics["solver"]["name"] == "PeacemanRachford"
     assert metrics["solver"]["forward_steps"] >= 1
     config = json.loads((folder / CONFIG).read_text())
-    assert config["model"]["kind"] == kind
+    assert config["format"] == 2
+    assert config["model"] == json.loads(json.dumps(describe(mondeq.load(folder))))
+    assert config["preset"]["kind"] == kind
+    assert describe(mondeq.Classifier(mondeq.ModelConfig.from_dict(config["preset"]))) == describe(mondeq.load(folder))
     assert config["training"]["data"] == "digits"
     assert config["version"] == mondeq.__version__
     assert (folder / "history.csv").read_text().count("\n") == 3
@@ -243,7 +248,7 @@ def test_settings_reach_the_run(call: Call, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert call("train", "--data", "digits", "--model", "dense", "--out", run, *options).code == 0
     config = json.loads((run / CONFIG).read_text())
-    stored = config["model"] | config["training"]
+    stored = config["preset"] | config["training"]
     assert {name: stored[name] for name in given} == given
     model = mondeq.load(run)
     assert type(model.layer.solver).__name__ == "Anderson"
@@ -344,7 +349,8 @@ def test_ctrl_c_elsewhere(command: str, call: Call, runs: dict[str, Path], monke
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"mondeq.cli.{'evaluation' if command == 'certify' else 'bound'}.lipschitz_bounds", interrupted)
+    place = {"certify": "certify.Certifier", "bound": "bound.lipschitz_bounds"}[command]
+    monkeypatch.setattr(f"mondeq.cli.{place}", interrupted)
     assert call_interrupted(call, command, runs["dense"]) == f"mondeq {command}: interrupted"
 
 
@@ -482,9 +488,10 @@ def test_info(kind: str, call: Call, runs: dict[str, Path], tmp_path: Path) -> N
     assert called.code == 0
     figures = json.loads((tmp_path / "f.json").read_text())
     assert figures["parameters"] == sum(p.numel() for p in mondeq.load(runs[kind]).parameters())
-    assert 0 < figures["strong_monotonicity"] <= figures["operator_norm"]
+    assert list(figures["constants"]) == ["layer"]
+    assert 0 < figures["constants"]["layer"]["strong_monotonicity"] <= figures["constants"]["layer"]["operator_norm"]
     assert figures["metrics"] == json.loads((runs[kind] / "metrics.json").read_text())
-    assert re.search(rf"model\.kind +{kind}\n", called.out)
+    assert re.search(rf"preset\.kind +{kind}\n", called.out)
     assert re.search(r"training\.epochs +2\n", called.out)
 
 
@@ -492,7 +499,7 @@ def test_a_model_about_which_nothing_is_provable(call: Call, runs: dict[str, Pat
     """Infinite bounds are said to be infinite, also to machines, for whom JSON has no number for it."""
     model = mondeq.load(runs["dense"])
     with torch.no_grad():
-        model.linear.get_parameter("F").fill_(1e9)
+        model.layer.linear.get_parameter("F").fill_(1e9)
     config = json.loads((runs["dense"] / CONFIG).read_text())
     mondeq.save(model, tmp_path / "run", training=config["training"])
     for command in (["bound", "--images", "0"], ["certify", "--limit", "5"], ["info"]):
@@ -548,13 +555,14 @@ def test_tables_are_aligned() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "convolutional"], r"argument --model: invalid choice: 'convolutional' .*dense.*lipschitz"),
         (["--activation", "gelu"], "argument --activation: invalid choice: 'gelu' .*" + ".*".join(ACTIVATIONS)),
         (["--solver", "newton"], "argument --solver: invalid choice: 'newton' .*" + ".*".join(SOLVERS)),
         (["--schedule", "cosine"], "argument --schedule: invalid choice: 'cosine' .*one-cycle"),
         (["--optimizer", "sgd"], "argument --optimizer: invalid choice: 'sgd' .*adamw"),
         (["--epochs", "two"], "argument --epochs: invalid int value: 'two'"),
-        (["--m", "much"], "argument --m: invalid float value"),
+        (["--m", "much"], "argument --m: 'much' is not a number such as 0.5 or 36/255"),
+        (["--m", "1/0"], "argument --m: '1/0' is not a number"),
+        (["--loss", "hinge"], "argument --loss: invalid choice: 'hinge' .*margin"),
         (["--colour", "red"], "unrecognized arguments: --colour red"),
     ],
 )
@@ -583,6 +591,7 @@ def test_unknown_options_and_choices(options: list[str], message: str, call: Cal
         (["--clip", "-1"], r"`clip` must be"),
         (["--seed", "-1"], r"`seed` must be"),
         (["--ramp", "2"], r"`ramp` must be in \[0, 1\]"),
+        (["--model", "convolutional"], r"`model` is 'convolutional'; it must be one of .*dense.*lipschitz.*FILE\.json"),
         (["--device", "banana"], r"unknown device 'banana'; use auto, cpu, cuda or cuda:N"),
         (["--device", "mps"], r"use auto, cpu, cuda or cuda:N"),
         (
@@ -592,7 +601,7 @@ def test_unknown_options_and_choices(options: list[str], message: str, call: Cal
         (["--channels", "8"], r"`channels` is a setting of the conv and multiscale model, not of dense"),
         (
             ["--model", "lipschitz", "--m", "2"],
-            r"`m` is a setting of the dense and conv and multiscale model, not of lipschitz",
+            r"`m` is a setting of the .* model, not of lipschitz",
         ),
         (["--model", "dense", "--gamma", "2"], r"`gamma` is a setting of the lipschitz model"),
     ],
@@ -605,7 +614,7 @@ def test_settings_out_of_range(options: list[str], message: str, call: Call, tmp
 
 def test_unknown_data_lists_the_valid_names(call: Call, tmp_path: Path) -> None:
     line = call.fails(1, "'digitz'", "train", "--data", "digitz", "--model", "dense", "--out", tmp_path / "run")
-    for name in NAMES:
+    for name in names():
         assert name in line
     line = call.fails(1, "--data and --model are needed", "train", "--out", tmp_path / "run")
     assert "digits" in line
@@ -691,7 +700,7 @@ def test_resuming_what_is_no_run(call: Call, runs: dict[str, Path], tmp_path: Pa
     [
         (["--m", "2"], r"`m` is 1\.0 in this run, got 2\.0; --resume keeps a run's settings"),
         (["--epochs", "9"], "`epochs` is 2 in this run, got 9"),
-        (["--model", "lipschitz"], "`kind` is 'dense' in this run, got 'lipschitz'"),
+        (["--model", "lipschitz"], "`model` is 'dense' in this run, got 'lipschitz'"),
         (["--data", "mnist"], "`data` is 'digits' in this run, got 'mnist'"),
         (["--seed", "1"], "`seed` is 0 in this run, got 1"),
     ],
@@ -702,24 +711,89 @@ def test_resuming_with_other_settings(options: list[str], message: str, call: Ca
     assert {p.name: p.read_bytes() for p in runs["dense"].iterdir()} == before
 
 
-@pytest.mark.parametrize("change", [{"epsilon": 0.123}, {"mean": [0.25]}, {"std": [0.75]}, {"tol": 1e-6}])
+def to_format_1(run: Path, **changes: Any) -> Path:
+    """Make the config.json of a finished run of a preset what version 0.1 wrote, with other settings of the model."""
+    config = json.loads((run / CONFIG).read_text())
+    config |= {"format": 1, "model": FORMAT_1 | config.pop("preset") | changes}
+    for name in ("loss", "loss_settings"):
+        del config["training"][name]
+    (run / CONFIG).write_text(json.dumps(config))
+    return run
+
+
+# Changes of a run, in format 1 and of the pieces in format 2, and how the network has them.
+@pytest.mark.parametrize("form", [1, 2])
+@pytest.mark.parametrize(
+    ("piece", "change"),
+    [
+        ("layer", {"epsilon": 0.123}),
+        ("normalise", {"mean": [0.25]}),
+        ("normalise", {"std": [0.75]}),
+        ("layer", {"tol": 1e-6}),
+    ],
+)
 def test_resuming_takes_the_model_as_it_is_stored(
-    change: dict[str, Any], call: Call, trained_runs: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: int,
+    piece: str,
+    change: dict[str, Any],
+    call: Call,
+    trained_runs: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Not as the defaults, the recipe and the data of today would make it."""
     run = trained_runs.copy("lipschitz", tmp_path / "run")
+    if form == 1:
+        to_format_1(run, **change)
     config = json.loads((run / CONFIG).read_text())
-    config["model"] |= change
-    (run / CONFIG).write_text(json.dumps(config))
-    seen = []
+    if form == 2:
+        (row,) = [row for row in config["model"]["pieces"] if row["name"] == piece]
+        (row["parameterization"] if "epsilon" in change else row).update(change)
+        (run / CONFIG).write_text(json.dumps(config))
+    seen: list[Any] = []
 
     def stopped(self: Trainer) -> None:
-        seen.append(self.model.config)
+        seen.append(describe(self.model))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "run", stopped)
     assert call("train", "--resume", "--out", run).code == 130
-    assert seen == [mondeq.ModelConfig.from_dict(config["model"])]
+    assert seen == [describe(read(config))]
+    ((name, value),) = change.items()
+    row = json.loads(json.dumps(next(row for row in seen[0]["pieces"] if row["name"] == piece)))
+    assert (row | row.get("parameterization", {}))[name] == value
+
+
+@each_kind
+def test_a_run_of_format_1_is_resumed_to_the_same_bits(
+    kind: str, call: Call, trained_runs: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, step = tmp_path / "run", Trainer._step
+    taken: list[int] = []
+
+    def interrupted(self: Trainer, *args: Any) -> None:
+        if len(taken) == 4:
+            raise KeyboardInterrupt
+        taken.append(1)
+        step(self, *args)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    assert call("train", *SHORT, "--model", kind, *SIZES[kind], "--out", run).code == 130
+    monkeypatch.undo()
+    before = to_format_1(run) / CONFIG
+    text = before.read_text()
+    assert call("info", run).code == 0
+    call.fails(1, r"`epochs` is 2 in this run, got 9", "train", "--resume", "--out", run, "--epochs", 9)
+    call.fails(1, r"`tol` is .* in this run, got 0\.5", "train", "--resume", "--out", run, "--tol", 0.5)
+    other = "dense" if kind == "conv" else "conv"
+    call.fails(
+        1, f"`model` is '{kind}' in this run, got '{other}'", "train", "--resume", "--out", run, "--model", other
+    )
+    assert call("train", "--resume", "--out", run, "--model", kind, *SIZES[kind]).code == 0
+    assert before.read_text() == text
+    assert {p.name for p in run.iterdir()} == RUN_FILES
+    assert same_weights(mondeq.load(run).state_dict(), mondeq.load(trained_runs.folders[kind]).state_dict())
+    assert call("certify", run, "--limit", 5).code == 0
 
 
 @pytest.mark.parametrize(
@@ -729,13 +803,41 @@ def test_resuming_takes_the_model_as_it_is_stored(
         lambda config: config["training"].update(data=7),
         lambda config: config["training"].update(epochs=2.5),
         lambda config: config["training"].update(epochs="two"),
-        lambda config: config["model"].pop("kind"),
-        lambda config: config["model"].update(kind="conv"),
-        lambda config: config["model"].update(features="five"),
+        lambda config: config["model"].pop("pieces"),
+        lambda config: config["model"]["pieces"].pop(),
+        lambda config: config["model"]["pieces"][1].pop("piece"),
+        lambda config: config["model"]["pieces"][1].update(piece="readout"),
+        lambda config: config["model"]["pieces"][1]["parameterization"].update(features="five"),
+        lambda config: config["model"]["pieces"][1]["parameterization"].update(features=10**12),
+        lambda config: config.update(format=3),
+        lambda config: config.update(format=1),
+        lambda config: config.update(format=1, model={**FORMAT_1, **config["preset"], "kind": None}),
+        lambda config: config.update(format=1, model={**FORMAT_1, **config["preset"], "kind": "conv"}),
+        lambda config: config.update(format=1, model={**FORMAT_1, **config["preset"], "features": "five"}),
+        lambda config: config.update(format=1, model={**FORMAT_1, **config["preset"], "features": 9}),
         lambda config: config.update(training=[1]),
         lambda config: config.update(data_dir=5),
     ],
-    ids=["no data", "data 7", "epochs 2.5", "epochs two", "no kind", "kind conv", "features five", "list", "data_dir"],
+    ids=[
+        "no data",
+        "data 7",
+        "epochs 2.5",
+        "epochs two",
+        "no pieces",
+        "a piece less",
+        "no piece",
+        "readout",
+        "features five",
+        "features 10^12",
+        "format 3",
+        "format 1",
+        "no kind",
+        "kind conv",
+        "features five of 1",
+        "features 9 of 1",
+        "list",
+        "data_dir",
+    ],
 )
 def test_resuming_a_run_whose_config_was_tampered_with(
     change: Callable[[dict[str, Any]], Any], call: Call, trained_runs: Trained, tmp_path: Path
@@ -777,8 +879,8 @@ def test_data_that_do_not_fit_the_model(command: str, call: Call, tmp_path: Path
     ("options", "message"),
     [
         (["certify", "--radii", "-0.1"], "argument --radii: .*(not a radius|expected at least one argument)"),
-        (["certify", "--radii", "0.1", "many"], "'many' is not a radius; give numbers ≥ 0 such as 0.5 or 36/255"),
-        (["certify", "--radii", "1/0"], "'1/0' is not a radius"),
+        (["certify", "--radii", "0.1", "many"], "'many' is not a number such as 0.5 or 36/255"),
+        (["certify", "--radii", "1/0"], "'1/0' is not a number such as"),
         (["certify", "--radii", "nan"], "'nan' is not a radius"),
         (["certify", "--radii", "inf"], "'inf' is not a radius"),
         (["certify", "--radii=-36/255"], "'-36/255' is not a radius"),

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mondeq.data import NAMES, Batches, Dataset, Split, batches, decoding, load
+from mondeq.data import Batches, Dataset, Split, batches, decoding, load, names
 from mondeq.data.catalogue import SOURCES
 from mondeq.data.published import Covered, Form, PublishedFile, Source
 from mondeq.errors import ConfigError, DataError
@@ -189,21 +189,21 @@ def test_batches_are_the_pixels_over_255_whatever_the_default_dtype() -> None:
         pairs = list(batches(split, 4, generator=seeded()))
     finally:
         torch.set_default_dtype(default)
-    for pixels, names in pairs:
+    for pixels, numbers in pairs:
         assert pixels.dtype == torch.float32
-        assert names.dtype == torch.int64
-        assert np.array_equal(pixels.numpy(), images[names.numpy()].astype(np.float32) / np.float32(255))
+        assert numbers.dtype == torch.int64
+        assert np.array_equal(pixels.numpy(), images[numbers.numpy()].astype(np.float32) / np.float32(255))
         pixels.zero_()
-        names.zero_()
+        numbers.zero_()
     assert torch.equal(split.images, before)
     assert split.labels.tolist() == labels.tolist()
 
 
 def test_unshuffled_batches_may_be_written_to_without_harming_the_split() -> None:
     split = numbered(5)
-    for pixels, names in batches(split, 2):
+    for pixels, numbers in batches(split, 2):
         pixels.fill_(7)
-        names.fill_(7)
+        numbers.fill_(7)
     assert split.labels.tolist() == [0, 1, 2, 3, 4]
     assert split.images.flatten().tolist() == [0, 1, 2, 3, 4]
 
@@ -233,7 +233,7 @@ def test_impossible_batches_are_refused(options: dict[str, Any], named: str) -> 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="mnits") as caught:
         load("mnits")
-    assert all(name in str(caught.value) for name in NAMES)
+    assert all(name in str(caught.value) for name in names())
 
 
 def test_digits_are_whole_stratified_and_the_same_every_time() -> None:
@@ -471,7 +471,7 @@ def test_a_checksum_of_the_published_file_covers_the_gz_and_an_unpacked_copy_has
 
 
 def test_the_table_is_complete() -> None:
-    assert set(SOURCES) <= set(NAMES)
+    assert set(SOURCES) <= set(names())
     for name, source in SOURCES.items():
         assert len(source.mirrors) == 2
         # SVHN's authors alone offer it; where they do not by https, by http.

@@ -20,6 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import mondeq
 from mondeq import distributed
@@ -28,10 +31,11 @@ from mondeq.cli.output import check_writable
 from mondeq.data import Dataset
 from mondeq.errors import ConfigError, RunError, showable
 from mondeq.files import read_json
-from mondeq.models import ModelConfig
+from mondeq.formats import describe
 from mondeq.runs import CONFIG, WEIGHTS
 from mondeq.training import Trainer, TrainingConfig, checkpoint
 from tests.mondeq.test_distributed import free_ports
+from tests.mondeq.test_runs import FORMAT_1
 
 ROOT = Path(__file__).parents[2]
 NAN, INF = float("nan"), float("inf")
@@ -105,7 +109,7 @@ def altered(run: Path, folder: Path, path: tuple[str, ...], value: Any) -> Path:
 @pytest.mark.parametrize("name", [f.name for f in fields(TrainingConfig)])
 def test_training_settings_are_plain_values_or_refused(name: str) -> None:
     """What passes is of the type that is declared, survives JSON, and makes a generator and an optimiser."""
-    plain = {"str": str, "int": int, "float": float, "bool": bool}
+    plain = {"str": str, "int": int, "float": float, "bool": bool, "dict[str, Any]": dict}
     declared = {f.name: plain[str(f.type)] for f in fields(TrainingConfig)}
     numpys = [np.int64(3), np.float32(0.5), np.bool_(True), np.array(2), torch.tensor(0.25), np.array([1, 2]), object()]
     passed, refusals = 0, []
@@ -122,8 +126,8 @@ def test_training_settings_are_plain_values_or_refused(name: str) -> None:
         torch.optim.Adam([torch.zeros(1)], lr=config.lr, weight_decay=config.weight_decay)
         for step in (0, 1, 10**6):
             assert 0 <= config.learning_rate(step, 10) < INF
-            assert 0 <= config.ramped_radius(step, 10) < INF
-    assert (passed == 0) == (name in ("optimizer", "schedule"))
+            assert 0 <= config.progress(step, 10).radius < INF
+    assert (passed == 0) == (name in ("optimizer", "schedule", "loss"))
     assert refusals
     assert all(f"`{name}` must be" in line and len(line) < 300 for line in refusals)
 
@@ -132,21 +136,278 @@ def test_training_settings_are_plain_values_or_refused(name: str) -> None:
 def test_whole_numbers_reach_as_far_as_those_of_torch(name: str) -> None:
     assert getattr(TrainingConfig(**{"data": "digits", name: 2**63 - 1}), name) == 2**63 - 1
     for value in (2**63, 2**64, 10**5000, -1, 1.0, True, "1"):
-        with pytest.raises(ConfigError, match=rf"`{name}` must be an integer (≥ [01]|< 2\^63), got"):
+        with pytest.raises(ConfigError, match=rf"`{name}` must be an integer ≥ [01] and < 2\^63, got"):
             TrainingConfig(**{"data": "digits", name: value})
 
 
 def test_a_shift_out_of_the_picture_is_refused(digits: Dataset, tmp_path: Path) -> None:
-    model = mondeq.Classifier(ModelConfig("dense", (1, 8, 8), 10, digits.mean, digits.std, features=3))
+    config = mondeq.ModelConfig(
+        "dense", image_shape=(1, 8, 8), classes=10, mean=digits.mean, std=digits.std, features=3
+    )
+    model = mondeq.Classifier(config)
     Trainer(model, digits, TrainingConfig("digits", shift=7), tmp_path, torch.device("cpu"))
     with pytest.raises(ConfigError, match="`shift` must be less than the side of images of 8×8, got 8"):
         Trainer(model, digits, TrainingConfig("digits", shift=8), tmp_path, torch.device("cpu"))
 
 
-def test_settings_of_a_model_in_config_json(call: Callable[..., Called], trained_run: Path, tmp_path: Path) -> None:
-    names = [("format",), ("model",), *(("model", f.name) for f in fields(ModelConfig)), ("model", "nonsense")]
+@pytest.fixture(scope="module")
+def old_run(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as version 0.1 wrote it."""
+    folder = Path(shutil.copytree(trained_run, tmp_path_factory.mktemp("old") / "run"))
+    config = json.loads((folder / CONFIG).read_text())
+    config |= {"format": 1, "model": FORMAT_1 | config.pop("preset")}
+    for name in ("loss", "loss_settings"):
+        del config["training"][name]
+    (folder / CONFIG).write_text(json.dumps(config))
+    return folder
+
+
+def test_settings_of_a_model_in_config_json(call: Callable[..., Called], old_run: Path, tmp_path: Path) -> None:
+    """Of format 1."""
+    settings = json.loads((old_run / CONFIG).read_text())["model"]
+    assert {"kind", "image_shape", "classes", "features", "activation", "class_names"} <= settings.keys()
+    names = [("format",), ("model",), *(("model", name) for name in settings), ("model", "nonsense")]
+    for name, value in itertools.product(names, (..., *STRANGE)):
+        explained(call("info", altered(old_run, tmp_path / "run", name, value)), 0, 1)
+
+
+def test_a_list_of_pieces_in_config_json(call: Callable[..., Called], trained_run: Path, tmp_path: Path) -> None:
+    """Of format 2."""
+    model = json.loads((trained_run / CONFIG).read_text())["model"]
+    names: list[tuple[Any, ...]] = [("format",), ("model",), ("preset",), ("preset", "kind"), ("model", "nonsense")]
+    names += [("model", *path) for path in paths(model)]
+    assert ("model", "pieces", 1, "parameterization", "features") in names
     for name, value in itertools.product(names, STRANGE):
         explained(call("info", altered(trained_run, tmp_path / "run", name, value)), 0, 1)
+
+
+def paths(value: Any) -> list[tuple[Any, ...]]:
+    """The ways to all entries of what JSON holds."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [(key, *rest) for key, entry in entries for rest in ((), *paths(entry))]
+
+
+class Frugal(TorchDispatchMode):
+    """Nothing is computed that holds more than `most` numbers."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            assert not isinstance(leaf, torch.Tensor) or leaf.is_meta or leaf.numel() <= self.most, func
+        return out
+
+
+def read_or_refused(folder: Path, config: Any) -> mondeq.Network | None:
+    """What is loaded with `config` in place of that of `folder`; None where one short line refuses it."""
+    (folder / CONFIG).write_text(json.dumps(config))
+    try:
+        with Frugal(most=10_000):
+            return mondeq.load(folder)
+    except RunError as error:
+        line = str(error)
+        assert str(folder) in line
+        assert line.isprintable()
+        assert len(line) <= 1000, len(line)
+        return None
+
+
+EXAMPLES = [*mondeq.PIECES, *(f"equilibrium of {name}" for name in mondeq.PARAMETERIZATIONS)]
+
+
+def example(name: str) -> mondeq.Network:
+    """A network of one piece."""
+    if name in mondeq.PIECES:
+        kind = mondeq.PIECES[name]
+        settings, shape = kind.example()
+        return mondeq.Network([kind.make(settings, shape)], shape)
+    linear = mondeq.PARAMETERIZATIONS[name.removeprefix("equilibrium of ")]
+    settings, shape = linear.example()
+    return mondeq.Network([mondeq.EquilibriumLayer(linear.make(settings, shape))], shape)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_settings_of_every_piece(name: str, tmp_path: Path) -> None:
+    """What is taken is a network that says the same of itself, and has the weights of the file."""
+    mondeq.save(example(name), tmp_path)
+    sound = json.loads((tmp_path / CONFIG).read_text())
+    ways = [*paths(sound["model"]), ("nonsense",), ("pieces", 0, "nonsense")]
+    taken = 0
+    for way, value in itertools.product(ways, (..., *STRANGE)):
+        config = json.loads(json.dumps(sound))
+        at = config["model"]
+        for step in way[:-1]:
+            at = at[step]
+        if value is ... and (isinstance(at, list) or way[-1] in at):
+            del at[way[-1]]
+        elif value is not ...:
+            at[way[-1]] = value
+        if (model := read_or_refused(tmp_path, config)) is not None:
+            taken += 1
+            mondeq.save(model, tmp_path / "again")
+            again = json.loads((tmp_path / "again" / CONFIG).read_text())["model"]
+            assert again == json.loads(json.dumps(describe(mondeq.load(tmp_path / "again"))))
+    assert taken
+
+
+def hostile(sound: dict[str, Any]) -> dict[str, Any]:
+    """Lists of pieces that nobody wrote in good faith, or that somebody wrote with a mistake."""
+    rows = sound["pieces"]
+    deep: Any = 1
+    for _ in range(200):
+        deep = {"a": [deep]}
+    many = [{"piece": "identity"}] * 2000
+    row = {"piece": "linear", "features": 3}
+    return {
+        "deep": {**sound, "pieces": deep},
+        "deep in a row": {**sound, "pieces": [{**rows[0], "mean": deep}, *rows[1:]]},
+        "deep parameterization": {**sound, "pieces": [rows[0], {**rows[1], "parameterization": deep}, *rows[2:]]},
+        "deep name": {**sound, "pieces": [{**rows[0], "name": deep}, *rows[1:]]},
+        "deep class name": {**sound, "class_names": [deep]},
+        "many rows": {**sound, "pieces": [*many, *rows]},
+        "many weights": {"in_shape": [3], "pieces": [row] * 500},
+        "many settings": {**sound, "pieces": [{**rows[0], **{f"{i:0999}": i for i in range(100)}}, *rows[1:]]},
+        "many names": {**sound, "class_names": [f"{i}" for i in range(100_000)]},
+        "a long name": {**sound, "pieces": [{**rows[0], "name": "n" * 100_000}, *rows[1:]]},
+        "an endless shape": {**sound, "in_shape": [1] * 100_000},
+        "an image of 2^93 bytes": {**sound, "in_shape": [2**31, 2**31, 2**31]},
+        "an image of more": {**sound, "in_shape": [2**62, 2**62, 2**62]},
+        "an image of 2^64 and as many as it has": {**sound, "in_shape": [1, 2**32 + 1, 2**32]},
+        "2^60 weights": {"in_shape": [2**30], "pieces": [{"piece": "linear", "features": 2**30}]},
+        "2^80 weights": {"in_shape": [2**40], "pieces": [{"piece": "linear", "features": 2**40}]},
+        "2^40 channels": {"in_shape": [1, 8, 8], "pieces": [{"piece": "conv2d", "channels": 2**40}]},
+        "a kernel of 2^20": {
+            "in_shape": [1, 2**21, 2**21], "pieces": [{"piece": "conv2d", "channels": 1, "kernel_size": 2**20}],
+        },
+        "padding of 2^40": {
+            "in_shape": [1, 8, 8], "pieces": [{"piece": "conv2d", "channels": 1, "padding": 2**40}, row],
+        },
+        "stride of 2^62": {"in_shape": [1, 8, 8], "pieces": [{"piece": "conv2d", "channels": 1, "stride": 2**62}]},
+        "blocks of 2^31": {
+            "in_shape": [1, 2**31, 2**31], "pieces": [{"piece": "pixel-unshuffle", "factor": 2**31}, row],
+        },
+        "blocks of no image": {"in_shape": [3], "pieces": [{"piece": "pixel-unshuffle"}]},
+        "no blocks": {"in_shape": [1, 2, 2], "pieces": [{"piece": "average-pool", "size": 3}]},
+        "no border": {"in_shape": [1, 2, 2], "pieces": [{"piece": "crop", "border": 2**62}]},
+        "no entries": {"in_shape": [3], "pieces": [{"piece": "entries", "start": 3}]},
+        "no groups": {"in_shape": [3], "pieces": [{"piece": "group-sort", "size": 2**62}]},
+        "a dense layer of 2^40": {
+            "in_shape": [3],
+            "pieces": [{"piece": "equilibrium", "parameterization": {"kind": "dense", "features": 2**40}}],
+        },
+        "tiers of 2^40": {
+            "in_shape": [1, 2**50, 2**50],
+            "pieces": [
+                {"piece": "equilibrium", "parameterization": {"kind": "multiscale-conv2d", "channels": [2**40] * 40}}
+            ],
+        },
+        "ten thousand tiers": {
+            "in_shape": [1, 8, 8],
+            "pieces": [
+                {"piece": "equilibrium", "parameterization": {"kind": "multiscale-conv2d", "channels": [1] * 10_000}}
+            ],
+        },
+        "a convolution on 2^40 pixels": {
+            "in_shape": [1, 2**20, 2**20],
+            "pieces": [
+                {"piece": "equilibrium", "parameterization": {"kind": "conv2d", "channels": 1}},
+                {"piece": "average-pool", "size": 2**20},
+                {"piece": "flatten"},
+                row,
+            ],
+        },
+        "a readout of what has none": {
+            "in_shape": [3], "pieces": [{"piece": "readout", "parameterization": {"kind": "dense", "features": 3}}],
+        },
+        "a layer in a layer": {**sound, "pieces": [rows[0], {**rows[1], "parameterization": rows[1]}, rows[2]]},
+        "names of Python": {**sound, "pieces": [{**rows[0], "name": "__class__"}, *rows[1:]]},
+        "names of torch": {**sound, "pieces": [{**rows[0], "name": "_parameters"}, *rows[1:]]},
+        "names of ours": {**sound, "pieces": [{**rows[0], "name": "solved"}, *rows[1:]]},
+        "names of ours, more": {**sound, "pieces": [{**rows[0], "name": "in_shape"}, *rows[1:]]},
+        "half a letter": {**sound, "pieces": [{**rows[0], "name": "\ud800"}, *rows[1:]]},
+        "no name": {**sound, "pieces": [{**rows[0], "name": ""}, *rows[1:]]},
+        "a name of control": {**sound, "pieces": [{**rows[0], "name": "\x1b[31m\n"}, {**rows[0]}, *rows[1:]]},
+        "a name for two": {**sound, "pieces": [rows[0], rows[0], *rows[1:]]},
+        "a number for two": {"in_shape": [3], "pieces": [{**row, "name": "1"}, row]},
+        "another order": {**sound, "pieces": rows[::-1]},
+        "twice": {**sound, "pieces": rows + [{**each, "name": each["name"] + "2"} for each in rows]},
+        "an unknown": {**sound, "pieces": [*rows, {"piece": "dropout"}]},
+        "a class": {**sound, "pieces": [*rows, {"piece": "torch.nn.Linear", "features": 3}]},
+    }  # fmt: skip
+
+
+HOSTILE = hostile(
+    json.loads(
+        json.dumps(
+            describe(
+                mondeq.Network(
+                    {
+                        "normalise": mondeq.Normalise((0.5,), (0.5,)),
+                        "layer": mondeq.EquilibriumLayer(mondeq.Dense(4, 3)),
+                        "head": nn.Linear(3, 2),
+                    },
+                    (1, 2, 2),
+                    class_names="ab",
+                )
+            )
+        )
+    )
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_pieces_that_are_refused(
+    name: str, call: Callable[..., Called], tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line, before any weight has memory; also where a training is to go on, or to begin."""
+    monkeypatch.setattr("mondeq.data.catalogue.load_digits", lambda: digits)
+    run, file = tmp_path / "run", tmp_path / "pieces.json"
+    mondeq.save(mondeq.Network([nn.Flatten(), nn.Linear(4, 2)], (1, 2, 2)), run)
+    config = {"format": 2, "model": HOSTILE[name], "training": {"data": "digits"}}
+    assert read_or_refused(run, config) is None
+    explained(call("info", run), 1)
+    explained(call("train", "--resume", "--out", run), 1)
+    file.write_text(json.dumps(HOSTILE[name]))
+    explained(call("train", "--data", "digits", "--model", file, "--out", tmp_path / "new"), 1)
+    assert not (tmp_path / "new").exists()
+
+
+def test_pieces_nested_as_deep_as_python_reads_them(call: Callable[..., Called], tmp_path: Path) -> None:
+    mondeq.save(mondeq.Network([nn.Flatten()], (1, 2, 2)), tmp_path)
+    for depth, place in itertools.product(
+        (100, 500, 900, 950, 970, 990), ("mean", "parameterization", "name", "piece")
+    ):
+        deep = '{"a":' * depth + "1" + "}" * depth
+        row = f'{{"name": "0", "piece": "equilibrium", "{place}": {deep}}}'
+        (tmp_path / CONFIG).write_text(f'{{"format": 2, "model": {{"in_shape": [3], "pieces": [{row}]}}}}')
+        with pytest.raises(RunError, match=CONFIG) as caught:
+            mondeq.load(tmp_path)
+        assert len(str(caught.value)) < 1000
+        explained(call("info", tmp_path), 1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pieces_shuffled_and_spliced(seed: int, tmp_path: Path) -> None:
+    """Rows of all pieces in any order, with names, sizes and settings of each other: read, or refused in one line."""
+    random = np.random.default_rng(seed)
+    described = [json.loads(json.dumps(describe(example(name)))) for name in EXAMPLES]
+    rows = [model["pieces"][0] for model in described]
+    mondeq.save(mondeq.Network([nn.Flatten()], (1, 2, 2)), tmp_path)
+    taken = 0
+    for _ in range(300):
+        chosen = [dict(rows[k]) for k in random.integers(len(rows), size=random.integers(1, 5))]
+        for number, row in enumerate(chosen):
+            row["name"] = str(number) if random.random() < 0.9 else str(random.choice(STRANGE[18:24]))
+            if random.random() < 0.3:
+                other = rows[random.integers(len(rows))]
+                row |= {key: other[key] for key in other if random.random() < 0.3}
+        shape = described[random.integers(len(described))]["in_shape"]
+        config = {"format": 2, "model": {"in_shape": shape, "pieces": chosen}}
+        taken += read_or_refused(tmp_path, config) is not None
+    assert taken
 
 
 def test_settings_of_training_in_config_json(
@@ -158,7 +419,7 @@ def test_settings_of_training_in_config_json(
         raise RunError("finished")
 
     monkeypatch.setattr(Trainer, "run", finished)
-    monkeypatch.setattr("mondeq.data.load_digits", lambda: digits)
+    monkeypatch.setattr("mondeq.data.catalogue.load_digits", lambda: digits)
     names = [("training", f.name) for f in fields(TrainingConfig)] + [("training",), ("data_dir",), ("training", "x")]
     for name, value in itertools.product(names, (..., *STRANGE)):
         explained(call("train", "--resume", "--out", altered(trained_run, tmp_path / "run", name, value)), 1)
@@ -168,7 +429,7 @@ def test_settings_of_training_in_config_json(
 def test_the_data_that_a_run_names(
     command: str, call: Callable[..., Called], trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def loaded(*_: Any) -> None:
+    def loaded(*_: Any, **__: Any) -> None:
         raise RunError("loaded")
 
     monkeypatch.setattr("mondeq.cli.bound.lipschitz_bounds", loaded)
@@ -234,7 +495,7 @@ def test_every_option_of_training_takes_or_refuses_any_number(
     call: Callable[..., Called], tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is written for what is refused."""
-    monkeypatch.setattr("mondeq.data.load_digits", lambda: digits)
+    monkeypatch.setattr("mondeq.data.catalogue.load_digits", lambda: digits)
 
     def made(self: Trainer, *_: Any, **__: Any) -> None:
         raise RunError("made")
@@ -265,7 +526,7 @@ def test_every_option_of_training_takes_or_refuses_any_number(
 def test_every_option_of_certificates_takes_or_refuses_any_number(
     command: str, options: tuple[str, ...], call: Callable[..., Called], trained_run: Path, monkeypatch: Any
 ) -> None:
-    def computed(*_: Any) -> None:
+    def computed(*_: Any, **__: Any) -> None:
         raise RunError("computed")
 
     monkeypatch.setattr("mondeq.cli.bound.lipschitz_bounds", computed)
@@ -621,7 +882,7 @@ def test_failures_of_processes_end_all_and_are_told_once(trained_run: Path) -> N
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_what_is_no_file_in_a_run_is_not_waited_for(name: str, tmp_path: Path) -> None:
-    mondeq.save(mondeq.Classifier(mondeq.ModelConfig("dense", (1, 2, 2), 2, (0.5,), (1.0,), features=2)), tmp_path)
+    mondeq.save(mondeq.Network([nn.Flatten(), nn.Linear(4, 2)], (1, 2, 2)), tmp_path)
     (tmp_path / name).unlink()
     os.mkfifo(tmp_path / name)
     with pytest.raises(RunError, match="is not a regular file"):

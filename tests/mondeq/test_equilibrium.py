@@ -80,10 +80,14 @@ def test_it_is_a_module_like_any_other() -> None:
 
 
 def test_nothing_with_such_a_layer_is_certified() -> None:
-    model = mondeq.Classifier(mondeq.ModelConfig("dense", (2, 4, 4), 3, (0.5, 0.5), (1.0, 1.0), features=6))
-    model.layer = mondeq.Equilibrium(Cell(), (2, 4, 4))  # type: ignore[assignment]
-    with pytest.raises(InvalidType, match=r"`model\.layer` must be an EquilibriumLayer, got Equilibrium"):
+    layer = mondeq.Equilibrium(Cell(), (2, 4, 4))
+    model = mondeq.Network([layer, nn.Flatten(), nn.Linear(32, 3)], (2, 4, 4))
+    assert model(batch()).shape == (3, 3)
+    message = "nothing can be certified: the piece `0` is a general fixed point, of which nothing is proved"
+    with pytest.raises(InvalidArgument, match=message):
         mondeq.certify(model, batch().abs(), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(InvalidArgument, match=message):
+        mondeq.lipschitz_bounds(model)
 
 
 def test_misuse() -> None:

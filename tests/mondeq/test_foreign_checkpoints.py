@@ -20,7 +20,7 @@ from tests.mondeq.test_doors import INF, STRANGE, Called, explained
 from tests.mondeq.test_original import PREFIX, convolution, dense, multi_tier, saved
 
 
-def imported(path: Path, **settings: Any) -> mondeq.Classifier:
+def imported(path: Path, **settings: Any) -> mondeq.Network:
     return mondeq.load_original_checkpoint(path, **({"m": 1.0, "mean": 0.2, "std": 0.5} | settings))
 
 
@@ -105,8 +105,8 @@ def test_other_precisions_and_shared_memory_are_read(dtype: torch.dtype, tmp_pat
     network[f"{PREFIX}B.weight"] = network[f"{PREFIX}A.weight"].mT
     model = imported(saved(network, tmp_path / "net.pt"))
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert torch.equal(model.linear.get_parameter("F"), network[f"{PREFIX}A.weight"].float())
-    assert torch.equal(model.linear.get_parameter("G"), network[f"{PREFIX}A.weight"].float())
+    assert torch.equal(model.layer.linear.get_parameter("F"), network[f"{PREFIX}A.weight"].float())
+    assert torch.equal(model.layer.linear.get_parameter("G"), network[f"{PREFIX}A.weight"].float())
     mondeq.save(model, tmp_path / "run")
 
 
@@ -157,7 +157,7 @@ def test_settings_of_an_import(name: str, tmp_path: Path) -> None:
             except MondeqError:
                 continue
             mondeq.save(model, tmp_path / "run")
-            assert bool(torch.isfinite(mondeq.load(tmp_path / "run")(torch.rand(1, *model.config.image_shape))).all())
+            assert bool(torch.isfinite(mondeq.load(tmp_path / "run")(torch.rand(1, *model.in_shape))).all())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch.nn import functional
 import mondeq
 from mondeq.cli import main
 from mondeq.errors import ConfigError, RunError
+from tests.mondeq.zoo import logits_of, normalised
 
 PREFIX = "mon.linear_module."
 M = 0.7
@@ -59,7 +60,7 @@ def saved(tensors: Any, path: Path) -> Path:
     return path
 
 
-def load(path: Path, **options: Any) -> mondeq.Classifier:
+def load(path: Path, **options: Any) -> mondeq.Network:
     return mondeq.load_original_checkpoint(path, m=M, mean=0.2, std=0.5, **options)
 
 
@@ -79,13 +80,13 @@ def test_dense(tmp_path: Path) -> None:
     tensors = dense()
     model = load(saved(tensors, tmp_path / "net.pt"))
     A, B = tensors[f"{PREFIX}A.weight"], tensors[f"{PREFIX}B.weight"]
-    torch.testing.assert_close(model.linear.weight(), (1 - M) * torch.eye(5) - A.mT @ A + B - B.mT)
-    assert model.config.image_shape == (1, 4, 4)
+    torch.testing.assert_close(model.layer.linear.weight(), (1 - M) * torch.eye(5) - A.mT @ A + B - B.mT)
+    assert model.in_shape == (1, 4, 4)
     images = torch.rand(2, 1, 4, 4)
-    z = model.layer.solve(model.prepare(images), tol=1e-6).value
+    z = model.layer.solve(normalised(model, images), tol=1e-6).value
     source = ((images - 0.2) / 0.5).flatten(1) @ tensors[f"{PREFIX}U.weight"].mT + tensors[f"{PREFIX}U.bias"]
-    torch.testing.assert_close(z, (z @ model.linear.weight().mT + source).relu(), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(model.readout(z), z @ tensors["Wout.weight"].mT + tensors["Wout.bias"])
+    torch.testing.assert_close(z, (z @ model.layer.linear.weight().mT + source).relu(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits_of(model, z), z @ tensors["Wout.weight"].mT + tensors["Wout.bias"])
 
 
 def test_single_convolution(tmp_path: Path) -> None:
@@ -99,19 +100,19 @@ def test_single_convolution(tmp_path: Path) -> None:
     W = (1 - M) * z - g * adjoint_of(lambda x: circular(x, A), z)(circular(z, A))
     W = W + circular(z, skew) - adjoint_of(lambda x: circular(x, skew), z)(z)
     with torch.no_grad():
-        torch.testing.assert_close(z - model.linear.operator().apply(z), W, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(z - model.layer.linear.operator().apply(z), W, rtol=1e-4, atol=1e-5)
         images = torch.rand(2, 1, 28, 28)
         padded = functional.pad((images - 0.2) / 0.5, (1, 1, 1, 1))
         source = circular(padded, tensors[f"{PREFIX}U.weight"]) + tensors[f"{PREFIX}U.bias"][:, None, None]
-        inside = model.linear.inside
-        ours = model.linear.source(model.prepare(images))
+        inside = model.layer.linear.inside
+        ours = model.layer.linear.source(normalised(model, images))
         torch.testing.assert_close(ours * inside, source * inside, rtol=1e-4, atol=1e-5)
         assert not inside[0].any()
         assert not inside[:, -1].any()
         assert inside[1:-1, 1:-1].all()
         pooled = functional.avg_pool2d(z, 4).flatten(1)
         expected = pooled @ tensors["Wout.weight"].mT + tensors["Wout.bias"]
-        torch.testing.assert_close(model.readout(z), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits_of(model, z), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("channels", "size"), [((2, 3, 1), 8), ((1, 2), 6), ((2,), 5)])
@@ -119,7 +120,7 @@ def test_multi_tier(channels: tuple[int, ...], size: int, tmp_path: Path) -> Non
     tensors = multi_tier(channels, size)
     model = load(saved(tensors, tmp_path / "net.pt"))
     get = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    operator = model.linear.operator()
+    operator = model.layer.linear.operator()
     sides = [size // 2**i + 2 for i in range(len(channels))]
     tiers = [torch.randn(2, c, n, n) for c, n in zip(channels, sides, strict=True)]
 
@@ -141,23 +142,23 @@ def test_multi_tier(channels: tuple[int, ...], size: int, tmp_path: Path) -> Non
             W = W - 2 * adjoint_of(lambda x, A=A: circular(x, A), z)(down(i - 1, tiers[i - 1]))
         expected.append(W)
     with torch.no_grad():
-        state = model.linear.layout.state(tiers)
-        found = model.linear.layout.images(state - operator.apply(state))
+        state = model.layer.linear.layout.state(tiers)
+        found = model.layer.linear.layout.images(state - operator.apply(state))
         for ours, W in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, W, rtol=1e-4, atol=1e-5)
         logits = tiers[-1].flatten(1) @ get["Wout.weight"].mT + get["Wout.bias"]
-        torch.testing.assert_close(model.readout(state), logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits_of(model, state), logits, rtol=1e-4, atol=1e-5)
         assert model(torch.rand(2, 1, size, size)).shape == (2, 3)
 
 
 def test_sizes_that_the_head_leaves_open(tmp_path: Path) -> None:
     """4×4 pooling fits four sizes; the usual ones are taken, others are asked for."""
-    assert load(saved(convolution(size=29), tmp_path / "a")).config.image_shape == (1, 28, 28)
-    assert load(tmp_path / "a", image_size=29).config.image_shape == (1, 29, 29)
+    assert load(saved(convolution(size=29), tmp_path / "a")).in_shape == (1, 28, 28)
+    assert load(tmp_path / "a", image_size=29).in_shape == (1, 29, 29)
     path = saved(convolution(size=12), tmp_path / "b")
     with pytest.raises(RunError, match="its head fits images of side 10 to 13; say which with `image_size`"):
         load(path)
-    assert load(path, image_size=12).config.image_shape == (1, 12, 12)
+    assert load(path, image_size=12).in_shape == (1, 12, 12)
     with pytest.raises(RunError, match="its head fits images of side 10 to 13"):
         load(path, image_size=28)
 
@@ -211,7 +212,7 @@ def test_the_command_makes_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFi
     path, out = saved(multi_tier() | ten_classes, tmp_path / "net.pt"), tmp_path / "run"
     command = ["import-checkpoint", str(path), "--m", "0.7", "--mean", "0.2", "--std", "0.5", "--data", "digits"]
     assert main([*command, "--out", str(out)]) == 0
-    assert "multiscale network" in capsys.readouterr().out
+    assert "network for images (1, 8, 8), 10 classes, m = 0.7" in capsys.readouterr().out
     images = torch.rand(3, 1, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(mondeq.load(out)(images), load(path)(images), rtol=1e-3, atol=1e-4)

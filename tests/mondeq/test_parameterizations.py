@@ -13,11 +13,12 @@ from torch import Tensor
 
 import mondeq
 import splitting
-from mondeq.lipschitz import matrix_inequality_bound, product_bound
-from mondeq.models import exact_copy
+from mondeq.bounds import Chain, MatrixInequality, Product
+from mondeq.bounds.matrix_inequality import prove
+from mondeq.network import exact_copy
 from mondeq.testing import activations, check_lipschitz, inputs, parameterizations
 from splitting import InvalidArgument, InvalidType
-from tests.mondeq.zoo import array, classifier, log_uniform
+from tests.mondeq.zoo import array, classifier, head_of, log_uniform
 
 DTYPES = (torch.float32, torch.float64)
 Linear = mondeq.Dense | mondeq.LipschitzDense
@@ -306,8 +307,8 @@ def test_gamma_is_proved_whatever_the_weights(seed: int, scales: dict[str, float
     model = classifier("lipschitz", seed=seed, gamma=gamma, std=(0.5, 0.5)).double()
     with torch.no_grad():
         for name, scale in scales.items():
-            model.linear.get_parameter(name).normal_().mul_(scale)
-    bound = matrix_inequality_bound(exact_copy(model))
+            model.layer.linear.get_parameter(name).normal_().mul_(scale)
+    bound = MatrixInequality().bound(Chain.of(exact_copy(model)))
     assert bound.kind == "certified"
     assert bound.value <= gamma * (1 + 1e-6)
 
@@ -325,14 +326,14 @@ def test_with_a_scalar_metric_gamma_is_the_product_bound() -> None:
     """n = 1, Λ = λ = |W_o|/|U|, ε → 0, V = 0: then m = |W_o||U|/γ, and |W_o||U|/m is γ again."""
     model = classifier("lipschitz", image_shape=(1, 1, 2), features=1, classes=2, mean=(0.0,), std=(1.0,), gamma=0.8)
     model = model.double()
-    linear = model.linear
+    linear = model.layer.linear
     with torch.no_grad():
         for name in ("V", "S"):
             linear.get_parameter(name).zero_()
         linear.log_metric.copy_((linear.W_o.norm() / linear.U.norm()).log())
     linear.epsilon = 1e-12
-    assert product_bound(model).value == pytest.approx(0.8, rel=1e-6)
-    assert matrix_inequality_bound(model).value == pytest.approx(0.8, rel=1e-6)
+    assert Product().bound(Chain.of(model)).value == pytest.approx(0.8, rel=1e-6)
+    assert MatrixInequality().bound(Chain.of(model)).value == pytest.approx(0.8, rel=1e-6)
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1.0, 50.0])
@@ -340,20 +341,20 @@ def test_a_multiple_of_the_identity_never_does_worse_than_the_product_bound(fact
     """Λ = λI gives back ‖W_o‖‖U‖/m: never more, whatever λ, and exactly that where U, W_o and A = mI align."""
     model = exact_copy(classifier("dense", m=0.3))
     metric = factor * torch.ones(5, dtype=torch.float64)
-    product, inequality_bound = product_bound(model), matrix_inequality_bound(model, metric)
+    product, inequality_bound = Product().bound(Chain.of(model)), prove(Chain.of(model), metric)
     assert inequality_bound.value <= product.value * (1 + 1e-8)
     assert (inequality_bound.pairs <= product.pairs * (1 + 1e-8)).all()
-    linear = model.linear
+    linear = model.layer.linear
     assert isinstance(linear, mondeq.Dense)
     linear.F.zero_()
     linear.G.zero_()
     linear.U.zero_()
     linear.U[0, 0] = 2.0
-    model.head_weight.zero_()
-    model.head_weight[:, 0] = torch.tensor([1.0, -2.0, 0.5])
+    head_of(model)[0].zero_()
+    head_of(model)[0][:, 0] = torch.tensor([1.0, -2.0, 0.5])
     exact = math.sqrt(5.25) * 2.0 / 0.5 / float(linear.m)
-    assert product_bound(model).value == pytest.approx(exact, rel=1e-9)
-    assert matrix_inequality_bound(model, metric).value == pytest.approx(exact, rel=1e-6)
+    assert Product().bound(Chain.of(model)).value == pytest.approx(exact, rel=1e-9)
+    assert prove(Chain.of(model), metric).value == pytest.approx(exact, rel=1e-6)
 
 
 # -- misuse --------------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import mondeq
+from mondeq.bounds import local_jacobian_norms
 from mondeq.data import Dataset
-from mondeq.lipschitz import local_jacobian_norms
 
 PINNED = Path(__file__).parent / "pinned"
 # Where a later version proves more, the radius may grow by what the better proof gives.

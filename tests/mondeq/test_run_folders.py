@@ -26,7 +26,7 @@ from torch import Tensor
 
 import mondeq
 from mondeq import files, plots
-from mondeq.certify import Report
+from mondeq.certificates import Report
 from mondeq.data import Dataset
 from mondeq.errors import ConfigError, RunError
 from mondeq.files import clear_temporary, own, replace_files, sole_writer, text_writer, write_text
@@ -256,6 +256,11 @@ def test_published_weights_without_a_checkpoint_are_not_trained_over(
 # -- checkpoints ---------------------------------------------------------------------------------------------------
 
 
+def some_report() -> Report:
+    numbers = torch.zeros(3).long()
+    return Report(torch.rand(3), torch.ones(3).bool(), numbers, torch.zeros(3), {}, "l2", ("gaps",), numbers)
+
+
 def trainer_for(data: Dataset, folder: Path, frozen: tuple[str, ...] = (), epochs: int = 2) -> Trainer:
     model = model_for(data)
     for name in frozen:
@@ -444,7 +449,7 @@ def test_a_limit_on_files_is_one_line_and_keeps_the_old_ones(
     what: str, size: int, data: Dataset, tmp_path: Path
 ) -> None:
     row = Epoch(1, 0.1, 1.0, 0.5, 0.5, 0.5, 3.0, 3.0, 0.0, 0.0, 0.1)
-    report = Report(torch.rand(3), torch.ones(3).bool(), torch.zeros(3).long(), torch.zeros(3), {})
+    report = some_report()
     trainer = trainer_for(data, tmp_path)
     arguments = (tmp_path / "file", trainer.model, trainer.optimizer, trainer.generator, [row])
     write: Callable[[], object] = {
@@ -619,7 +624,7 @@ def test_tensorboard_has_all_of_a_resumed_run_and_no_name_of_this_machine(
 @pytest.mark.parametrize("title", ["$\\frac{", "a$b$", "\ud800", "a\nb\t\x1b[31m", "日本", "x" * 4000, "", "{}%s^_"])
 def test_any_title_can_be_drawn(title: str, tmp_path: Path) -> None:
     plots.training([Epoch(1, 0.1, 1.0, 0.5, 0.5, 0.5, 3.0, 3.0, 0.0, 0.0, 0.1)], title, tmp_path / "a.png")
-    report = Report(torch.rand(3), torch.ones(3).bool(), torch.zeros(3).long(), torch.zeros(3), {})
+    report = some_report()
     plots.certified_accuracy(report, title, tmp_path / "b.png")
     for name in ("a.png", "b.png"):
         with Image.open(tmp_path / name) as image:

@@ -6,6 +6,7 @@ import pickle
 import stat
 import struct
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,49 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import mondeq
+import splitting
+from mondeq import ACTIVATIONS, PRESETS, SOLVERS
 from mondeq.errors import ConfigError, RunError
 from mondeq.files import read_json, replace_file, write_json, write_text
-from mondeq.models import ACTIVATIONS, KINDS, SOLVERS
+from mondeq.formats import describe
+from mondeq.pieces import PIECES, arithmetic
 from mondeq.runs import CONFIG, WEIGHTS, read_tensors, write_tensors
-from tests.mondeq.zoo import classifier, pictures, same_weights, weights
+from splitting import InvalidArgument
+from tests.mondeq.zoo import KINDS, TINY, classifier, pictures, same_weights, weights
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
+# What config.json of format 1 held of every model, whatever its kind.
+FORMAT_1: dict[str, Any] = {
+    "features": 0, "channels": [], "kernel_size": 3, "pool": 4, "weight_norm": False, "m": 1.0, "learn_m": False,
+    "gamma": 1.0, "epsilon": 0.01, "activation": "relu", "solver": "peaceman-rachford", "tol": 1e-4, "max_steps": 300,
+    "activation_parameters": [], "backward_tol": None, "class_names": [],
+}  # fmt: skip
+
+
+def own(kind: str, **settings: Any) -> dict[str, Any]:
+    """Those of `settings` that models of this kind have."""
+    names = {field.name for field in fields(PRESETS[kind])}
+    return {name: value for name, value in settings.items() if name in names}
+
+
+def config_of(kind: str, **settings: Any) -> mondeq.ModelConfig:
+    images = {"image_shape": (2, 2, 3), "classes": 3, "mean": (0.4, 0.6), "std": (0.5, 0.25)}
+    return mondeq.ModelConfig(kind, **(images | TINY[kind] | settings))
+
+
+def in_format_1(folder: Path, kind: str, **settings: Any) -> Path:
+    """Make the config.json of a saved `config_of(kind, **settings)` what version 0.1 wrote."""
+    config = json.loads((folder / CONFIG).read_text())
+    config |= {"format": 1, "model": FORMAT_1 | config_of(kind, **settings).to_dict()}
+    (folder / CONFIG).write_text(json.dumps(config))
+    return folder
 
 
 @torch.no_grad()
-def logits(model: mondeq.Classifier) -> Tensor:
+def logits(model: mondeq.Network) -> Tensor:
     return model(pictures(model, dtype=next(model.parameters()).dtype))
 
 
@@ -39,14 +69,27 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def old_run(run: Path) -> Path:
+    """The same as version 0.1 wrote it."""
+    return in_format_1(run, "dense")
+
+
 def edit(folder: Path, **changes: Any) -> None:
-    """Change entries of the model's configuration; None removes one."""
+    """Change entries of the model in format 1; None removes one."""
     config = json.loads((folder / CONFIG).read_text())
     for name, value in changes.items():
         if value is None:
             del config["model"][name]
         else:
             config["model"][name] = value
+    (folder / CONFIG).write_text(json.dumps(config))
+
+
+def edit_pieces(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the model in format 2."""
+    config = json.loads((folder / CONFIG).read_text())
+    change(config["model"])
     (folder / CONFIG).write_text(json.dumps(config))
 
 
@@ -63,11 +106,11 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("learn_m", [False, True])
 def test_the_same_logits_to_the_bit(kind: str, dtype: torch.dtype, learn_m: bool, tmp_path: Path) -> None:
-    model = classifier(kind, m=0.1, learn_m=learn_m, gamma=0.3, activation="softplus").to(dtype)
+    model = classifier(kind, **own(kind, m=0.1, learn_m=learn_m, gamma=0.3, activation="softplus")).to(dtype)
     mondeq.save(model, tmp_path / "run")
     loaded = mondeq.load(tmp_path / "run")
     assert not loaded.training
-    assert loaded.config == model.config
+    assert describe(loaded) == describe(model)
     assert same_weights(loaded.state_dict(), model.state_dict())
     assert torch.equal(logits(loaded), logits(model))
     assert {p.dtype for p in loaded.parameters()} == {dtype}
@@ -77,7 +120,7 @@ def test_the_same_logits_to_the_bit(kind: str, dtype: torch.dtype, learn_m: bool
 def test_a_model_made_in_float64_comes_back_to_the_bit(kind: str, tmp_path: Path) -> None:
     """Constants that are no weights (m, mean, std) are not rounded to float32 on the way."""
     torch.set_default_dtype(torch.float64)
-    model = classifier(kind, m=0.1, mean=(0.4, 0.6), std=(0.3, 0.7))
+    model = classifier(kind, **own(kind, m=0.1), mean=(0.4, 0.6), std=(0.3, 0.7))
     mondeq.save(model, tmp_path)
     expected = logits(model)
     assert torch.equal(logits(mondeq.load(tmp_path)), expected)
@@ -125,8 +168,7 @@ def test_every_configuration_comes_back(
         image_shape=(channels, 2, 2),
         mean=(0.5,) * channels,
         std=(0.5,) * channels,
-        m=m,
-        learn_m=learn_m,
+        **own(kind, m=m, learn_m=learn_m),
         max_steps=5,
     )
     model.layer.on_failure = "return"
@@ -134,7 +176,7 @@ def test_every_configuration_comes_back(
     mondeq.save(model, folder)
     loaded = mondeq.load(folder)
     loaded.layer.on_failure = "return"
-    assert loaded.config == model.config
+    assert describe(loaded) == describe(model)
     assert type(loaded.layer.activation) is type(model.layer.activation)
     assert loaded.layer.solver == model.layer.solver
     assert torch.equal(logits(loaded), logits(model))
@@ -143,8 +185,9 @@ def test_every_configuration_comes_back(
 def test_what_a_run_folder_holds(run: Path) -> None:
     assert {p.name for p in run.iterdir()} == {CONFIG, WEIGHTS}
     config = json.loads((run / CONFIG).read_text())
-    assert config["format"] == 1
-    assert mondeq.ModelConfig.from_dict(config["model"]) == classifier().config
+    assert config["format"] == 2
+    assert config["model"] == json.loads(json.dumps(describe(classifier())))
+    assert set(config) == {"format", "model"}
     # Readable for whoever may read the user's other files.
     umask = os.umask(0)
     os.umask(umask)
@@ -186,6 +229,59 @@ def test_a_sound_file_is_read_whatever_the_length_of_its_header(header: int, tmp
     assert torch.equal(read_tensors(path)["a"], tensors["a"])
 
 
+@each_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("settings", [{}, {"learn_m": True, "m": 0.1, "gamma": 0.3, "weight_norm": True}])
+def test_runs_of_format_1_are_read(kind: str, dtype: torch.dtype, settings: dict[str, Any], tmp_path: Path) -> None:
+    """To the same network, whose next file is of format 2."""
+    more = own(kind, **settings, activation="leaky-relu", activation_parameters=(0.3,), solver="anderson", tol=1e-6)
+    model = mondeq.Classifier(config_of(kind, **more, class_names=("a", "b", "c"))).to(dtype)
+    mondeq.save(model, tmp_path)
+    expected = (tmp_path / CONFIG).read_bytes()
+    loaded = mondeq.load(in_format_1(tmp_path, kind, **more, class_names=("a", "b", "c")))
+    assert describe(loaded) == describe(model)
+    assert same_weights(loaded.state_dict(), model.state_dict())
+    assert torch.equal(logits(loaded), logits(model.eval()))
+    mondeq.save(loaded, tmp_path)
+    assert (tmp_path / CONFIG).read_bytes() == expected
+
+
+def test_format_1_may_leave_out_what_it_had_defaults_for(old_run: Path) -> None:
+    expected = logits(mondeq.load(old_run))
+    edit(old_run, **dict.fromkeys(FORMAT_1.keys() - {"features"}))
+    assert torch.equal(logits(mondeq.load(old_run)), expected)
+
+
+def test_a_list_of_pieces_is_saved_as_it_is(tmp_path: Path) -> None:
+    """Pieces of many kinds, with settings that are not their defaults."""
+    linear = mondeq.Conv2d(4, 2, (3, 3), kernel_size=3, m=0.5, weight_norm=True)
+    pieces = {
+        "normalise": mondeq.Normalise((0.1, 0.2), (0.3, 0.4)),
+        "blocks": nn.PixelUnshuffle(2),
+        "first": nn.Conv2d(8, 4, 3, stride=2, padding=2, bias=False),
+        "sorted": mondeq.GroupSort(4),
+        "relu": nn.ReLU(),
+        "same": nn.Identity(),
+        "pool": nn.AvgPool2d(1),
+        "layer": mondeq.EquilibriumLayer(linear, splitting.Box(-1, 2), splitting.DouglasRachford(), 1e-6, 50),
+        "crop": mondeq.Crop(1),
+        "mean": mondeq.AveragePool(1),
+        "flatten": nn.Flatten(),
+        "tier": mondeq.Entries(3),
+        "dense": nn.Linear(15, 7, bias=False),
+        "readout": mondeq.ReadoutLayer(mondeq.LipschitzDense(7, 4, 3, 0.5, epsilon=0.1)),
+    }
+    assert None not in {PIECES.name_of(type(arithmetic(piece))) for piece in pieces.values()}
+    model = mondeq.Network(pieces, (2, 8, 8), class_names="abc").eval()
+    mondeq.save(model, tmp_path)
+    loaded = mondeq.load(tmp_path)
+    assert describe(loaded) == describe(model)
+    assert torch.equal(logits(loaded), logits(model))
+    labels = torch.zeros(7, dtype=torch.int64)
+    reports = [mondeq.certify(m, pictures(m), labels) for m in (model, loaded)]
+    assert torch.equal(reports[0].radius, reports[1].radius)
+
+
 # -- what does not fit ---------------------------------------------------------------------------------------------
 
 
@@ -197,11 +293,13 @@ def test_a_sound_file_is_read_whatever_the_length_of_its_header(header: int, tmp
         ({"classes": 4}, "does not fit its config"),
         ({"learn_m": True}, r"does not fit its config: missing \['layer.linear.log_m'\]"),
         ({"kind": "lipschitz"}, "does not fit its config: missing"),
-        ({"kind": "conv", "features": None}, "`channels` must be one number for a conv model, got none"),
-        ({"kind": "convolutional"}, "unknown kind 'convolutional'; choose one of dense, lipschitz"),
-        ({"activation": "gelu"}, "unknown activation 'gelu'; choose one of .*relu"),
-        ({"solver": "newton"}, "unknown solver 'newton'; choose one of .*peaceman-rachford"),
-        ({"classes": None}, "incomplete or mistyped model settings"),
+        ({"kind": "conv", "features": None}, r"`channels` must be a list of 1, each an integer ≥ 1 .*, got \[\]"),
+        ({"kind": "convolutional"}, "unknown kind 'convolutional'; choose one of .*dense, lipschitz"),
+        ({"activation": "gelu"}, "`activation` must be one of .*relu.*, got 'gelu'"),
+        ({"solver": "newton"}, "`solver` must be one of .*peaceman-rachford.*, got 'newton'"),
+        ({"activation_parameters": [1, 2, 3]}, "`activation_parameters` .* do not fit ReLU"),
+        ({"classes": None}, "missing settings of Images: classes"),
+        ({"kind": None}, "unknown kind None; choose one of .*dense, lipschitz"),
         ({"featrues": 5}, r"unknown model setting\(s\) featrues; known are .*features"),
         ({"m": float("nan")}, "`m` must be a finite number > 0, got nan"),
         ({"m": -1.0}, "`m` must be a finite number > 0"),
@@ -210,7 +308,7 @@ def test_a_sound_file_is_read_whatever_the_length_of_its_header(header: int, tmp
         ({"mean": [float("inf"), 0.5]}, "`mean`"),
         ({"std": [0.5, float("nan")]}, "`std` must be"),
         ({"std": [0.5, float("inf")]}, "`std` must be"),
-        ({"std": [0.5, 0.0]}, "`std` must be > 0 in every channel"),
+        ({"std": [0.5, 0.0]}, "`std` must be .* > 0 of a size that float32 holds"),
         ({"mean": [0.5]}, "one `mean` and `std` per channel"),
         ({"image_shape": [2, 2]}, "`image_shape` must be"),
         ({"image_shape": 12}, "config.json"),
@@ -224,8 +322,90 @@ def test_a_sound_file_is_read_whatever_the_length_of_its_header(header: int, tmp
         ({"max_steps": -1}, "`max_steps` must be an integer ≥ 1"),
     ],
 )
-def test_a_config_that_disagrees_or_makes_no_sense_is_refused(changes: dict[str, Any], message: str, run: Path) -> None:
-    edit(run, **changes)
+def test_a_config_of_format_1_that_makes_no_sense_is_refused(
+    changes: dict[str, Any], message: str, old_run: Path
+) -> None:
+    edit(old_run, **changes)
+    with pytest.raises(RunError, match=message) as caught:
+        mondeq.load(old_run)
+    assert "\n" not in str(caught.value)
+
+
+def layer(**changes: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda model: model["pieces"][1].update(changes)
+
+
+def linear(**changes: Any) -> Callable[[dict[str, Any]], Any]:
+    """Change settings of the parameterization; None removes one."""
+
+    def change(model: dict[str, Any]) -> None:
+        given = model["pieces"][1]["parameterization"] | changes
+        model["pieces"][1]["parameterization"] = {k: v for k, v in given.items() if v is not None}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (linear(features=6), "the piece `head` .*|does not fit its config"),
+        (
+            lambda m: m["pieces"][2].update(features=4),
+            r"head.* is torch.float32 \(.*\), the config needs torch.float32",
+        ),
+        (lambda m: m.update(in_shape=[2, 3, 3]), "does not fit its config"),
+        (lambda m: m.update(in_shape=[2, 2]), r"the piece `normalise`: has one mean .* samples of shape \(2, 2\)"),
+        (lambda m: m.update(in_shape=12), "`in_shape` must be whole numbers ≥ 1, .*got 12"),
+        (lambda m: m.update(in_shape=[2, 2, 0]), "`in_shape` must be whole numbers ≥ 1"),
+        (lambda m: m.update(in_shape=[2, 2, 2.5]), "`in_shape` must be whole numbers ≥ 1"),
+        (lambda m: m.update(in_shape=[]), "`in_shape` must be whole numbers ≥ 1"),
+        (lambda m: m.pop("in_shape"), "`in_shape` must be whole numbers ≥ 1, .*got None"),
+        (lambda m: m.update(pieces=[]), r"`pieces` must be a list of settings, got \[\]"),
+        (lambda m: m.update(pieces=["dense"]), "`pieces` must be a list of settings"),
+        (lambda m: m.pop("pieces"), "`pieces` must be a list of settings, got None"),
+        (lambda m: m.update(note=1), "a network is described by"),
+        (lambda m: m.update(class_names=["a", "b"]), "`class_names` must name all 3 logits or none, got 2"),
+        (lambda m: m.update(class_names=["a", "b", "b"]), "`class_names` must be different"),
+        (lambda m: m.update(class_names=[1, 2, 3]), "`class_names` must be .*names"),
+        (lambda m: m["pieces"].reverse(), "the piece `head`"),
+        (lambda m: m["pieces"].pop(), r"does not fit its config: missing none, unknown \['head.bias', 'head.weight'\]"),
+        (lambda m: m["pieces"][2].update(piece="convolution"), "unknown piece 'convolution'; choose one of .*linear"),
+        (lambda m: m["pieces"][2].pop("piece"), "unknown piece None; choose one of"),
+        (lambda m: m["pieces"][2].pop("features"), "the piece `head`: .*missing settings of LinearSettings: features"),
+        (lambda m: m["pieces"][2].update(size=5), "the piece `head`: unknown .* settings of LinearSettings: size"),
+        (lambda m: m["pieces"][2].update(name="layer"), "`name` of piece 2 must be a name of its own, got 'layer'"),
+        (lambda m: m["pieces"][2].update(name="forward"), "no piece can be called 'forward'"),
+        (lambda m: m["pieces"][2].update(name="a.b"), "no piece can be called 'a.b'"),
+        (lambda m: m["pieces"][2].update(name=2), "`name` of piece 2 must be a name of its own, got 2"),
+        (layer(activation="gelu"), "the piece `layer`: `activation` must be one of .*relu.*, got 'gelu'"),
+        (layer(activation_parameters=[1]), "the piece `layer`: `activation_parameters` .* do not fit ReLU"),
+        (layer(solver="newton"), "the piece `layer`: `solver` must be one of .*peaceman-rachford.*, got 'newton'"),
+        (layer(tol=0), "the piece `layer`: `tol` must be a finite number > 0"),
+        (layer(tol=float("nan")), "the piece `layer`: `tol` must be"),
+        (layer(max_steps=-1), "the piece `layer`: `max_steps` must be an integer ≥ 1"),
+        (layer(parameterization=[1]), "the piece `layer`: `parameterization` must be an object"),
+        (layer(parameterization={}), "the piece `layer`: unknown parameterization None; choose one of .*dense"),
+        (linear(kind="dens"), "the piece `layer`: unknown parameterization 'dens'; choose one of .*dense"),
+        (linear(kind="lipschitz-dense"), "the piece `layer`: .*settings of LipschitzDenseSettings: learn_m, m"),
+        (linear(learn_m=True), r"does not fit its config: missing \['layer.linear.log_m'\]"),
+        (linear(featrues=5), "the piece `layer`: unknown .* settings of DenseSettings: featrues"),
+        (linear(features=None), "the piece `layer`: .*missing settings of DenseSettings: features"),
+        (linear(features=0), "the piece `layer`: `features` must be an integer ≥ 1"),
+        (linear(features="five"), "the piece `layer`: `features` must be an integer ≥ 1"),
+        (linear(features=10**15), "config"),
+        (linear(m=float("nan")), "the piece `layer`: `m` must be a finite number > 0, got nan"),
+        (linear(m=-1.0), "the piece `layer`: `m` must be a finite number > 0"),
+        (linear(m="large"), "the piece `layer`: `m` must be a finite number > 0"),
+        (lambda m: m["pieces"][0].update(mean=[float("nan"), 0.5]), "the piece `normalise`: `mean` must be"),
+        (lambda m: m["pieces"][0].update(std=[0.5, 0.0]), "the piece `normalise`: `std` must be"),
+        (lambda m: m["pieces"][0].update(std=[0.5, float("inf")]), "the piece `normalise`: `std` must be"),
+        (lambda m: m["pieces"][0].update(mean=[0.5]), "the piece `normalise`: one `mean` and `std` per channel"),
+    ],
+)
+def test_a_config_that_disagrees_or_makes_no_sense_is_refused(
+    change: Callable[[dict[str, Any]], Any], message: str, run: Path
+) -> None:
+    edit_pieces(run, change)
     with pytest.raises(RunError, match=message) as caught:
         mondeq.load(run)
     assert "\n" not in str(caught.value)
@@ -237,10 +417,15 @@ def test_a_config_that_disagrees_or_makes_no_sense_is_refused(changes: dict[str,
         ("", "not valid JSON"),
         ('{"format": 1, "model"', "not valid JSON"),
         ("[1, 2]", "must hold a JSON object, got a list"),
-        ("{}", "is not of format 1"),
-        ('{"format": 2, "model": {}}', "is not of format 1; it was not written by this version"),
-        ('{"format": 1, "model": []}', "is not of format 1"),
-        ('{"format": 1, "model": {}}', "incomplete or mistyped model settings"),
+        ("{}", "is not of format 1 or 2"),
+        ('{"format": 3, "model": {}}', "is not of format 1 or 2, which this version of mondeq reads"),
+        ('{"format": "2", "model": {}}', "is not of format 1 or 2"),
+        ('{"format": 2, "model": {}}', "`in_shape` must be whole numbers ≥ 1, .*got None"),
+        ('{"format": 2, "model": []}', "a network is described by"),
+        ('{"format": 2}', "a network is described by"),
+        ('{"format": 1, "model": []}', r"`model` must be settings by name, got \[\]"),
+        ('{"format": 1}', "`model` must be settings by name, got None"),
+        ('{"format": 1, "model": {}}', "unknown kind None; choose one of .*dense"),
     ],
 )
 def test_a_broken_config_is_refused(text: str, message: str, run: Path) -> None:
@@ -391,7 +576,7 @@ def test_an_interrupted_save_leaves_the_run_before(
     assert {p.name for p in run.iterdir()} == {CONFIG, WEIGHTS}
     found = mondeq.load(run)
     assert any(
-        found.config == model.config and same_weights(found.state_dict(), model.state_dict())
+        describe(found) == describe(model) and same_weights(found.state_dict(), model.state_dict())
         for model in (before, after)
     )
 
@@ -457,21 +642,37 @@ def test_json_there_and_back(tmp_path: Path) -> None:
 
 
 def test_configurations_go_through_json_and_back() -> None:
-    config = classifier("lipschitz", gamma=0.5, activation="box").config
+    config = config_of("lipschitz", gamma=0.5, activation="box")
     assert mondeq.ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 @pytest.mark.parametrize(
     ("name", "value", "valid"),
-    [("kind", "conv3d", KINDS), ("activation", "swish", tuple(ACTIVATIONS)), ("solver", "sgd", tuple(SOLVERS))],
+    [
+        ("kind", "conv3d", tuple(PRESETS)),
+        ("activation", "swish", tuple(ACTIVATIONS)),
+        ("solver", "sgd", tuple(SOLVERS)),
+    ],
 )
 def test_unknown_names_are_answered_with_the_valid_ones(name: str, value: str, valid: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match=f"unknown {name} '{value}'; choose one of {', '.join(valid)}"):
-        mondeq.ModelConfig(**(classifier().config.to_dict() | {name: value}))
+    known = ", ".join(valid)
+    line = f"unknown {name} '{value}'; choose one of {known}|`{name}` must be one of {known}, got '{value}'"
+    with pytest.raises(ConfigError, match=line):
+        mondeq.ModelConfig(**(config_of("dense").to_dict() | {name: value}))
+
+
+@each_kind
+def test_settings_of_other_kinds_are_refused(kind: str) -> None:
+    for other in KINDS:
+        foreign = {field.name for field in fields(PRESETS[other])} - {field.name for field in fields(PRESETS[kind])}
+        for name in foreign:
+            with pytest.raises(ConfigError, match=f"unknown or missing settings of .*: {name}; known are") as caught:
+                config_of(kind, **{name: 1})
+            assert "\n" not in str(caught.value)
 
 
 def test_the_wrong_images_are_refused_by_the_model() -> None:
     model = classifier()
     for wrong in (torch.zeros(3, 2, 3, 2), torch.zeros(3, 12), torch.zeros(2, 2, 3)):
-        with pytest.raises(mondeq.models.InvalidArgument, match=r"`images` must have shape \(batch, 2, 2, 3\), got"):
+        with pytest.raises(InvalidArgument, match=r"`images` must have shape \(batch, 2, 2, 3\), got"):
             model(wrong)

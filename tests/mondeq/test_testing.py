@@ -248,8 +248,8 @@ def test_lipschitz_catches_a_certified_bound_that_is_too_small(
 ) -> None:
     true = mondeq.lipschitz_bounds
 
-    def small(model: mondeq.Classifier) -> dict[str, mondeq.Bound]:
-        bounds = true(model)
+    def small(model: mondeq.Network, **options: Any) -> dict[str, mondeq.Bound]:
+        bounds = true(model, **options)
         return {k: dataclasses.replace(b, value=0.9 * b.value) for k, b in bounds.items()}
 
     monkeypatch.setattr("mondeq.testing.properties.lipschitz_bounds", small)
@@ -270,7 +270,7 @@ def test_certificates_hold(kind: str) -> None:
 def exact_linear_classifier() -> mondeq.Classifier:
     """Logits that are a known linear function of the pixels: U = I, A = I, σ the identity, so radii are exact."""
     model = classifier(image_shape=(1, 1, 3), features=3, mean=(0.0,), std=(1.0,), activation="identity").double()
-    linear = model.linear
+    linear = model.layer.linear
     with torch.no_grad():
         for name, value in {"F": 0, "G": 0, "b": 0}.items():
             linear.get_parameter(name).fill_(value)
@@ -320,7 +320,7 @@ def test_an_infinite_radius_is_attacked_too() -> None:
     """With U = 0 every prediction is constant, and that is certified."""
     model = classifier()
     with torch.no_grad():
-        model.linear.get_parameter("U").zero_()
+        model.layer.linear.get_parameter("U").zero_()
     images, labels = pictures(model), labels_of(model)
     report = mondeq.certify(model, images, labels)
     assert (report.radius == math.inf).all()
@@ -328,12 +328,12 @@ def test_an_infinite_radius_is_attacked_too() -> None:
 
 
 def test_properties_refuse_what_is_no_model() -> None:
-    with pytest.raises(InvalidType, match="`model` must be a Classifier or a Parameterization, got Linear"):
+    with pytest.raises(InvalidType, match="`model` must be a Network or a Parameterization, got Linear"):
         check_lipschitz(nn.Linear(2, 2))
     model = classifier()
     images, labels = pictures(model), labels_of(model)
     report = mondeq.certify(model, images, labels)
-    with pytest.raises(InvalidType, match="`model` must be a Classifier, got Dense"):
+    with pytest.raises(InvalidType, match="`model` must be a Network, got Dense"):
         check_certificate(mondeq.Dense(2, 2), images, labels, report)
 
 

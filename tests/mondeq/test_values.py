@@ -1,5 +1,6 @@
 """What a user hands in: settings of every kind of number, images, labels, radii. Right, or one line."""
 
+import json
 import math
 import warnings
 from collections.abc import Callable
@@ -13,15 +14,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mondeq
+from mondeq.bounds import local_jacobian_norms
 from mondeq.errors import ConfigError
-from mondeq.lipschitz import local_jacobian_norms
+from mondeq.formats import describe
 from splitting import InvalidArgument, InvalidType
 from splitting.errors import SplittingError
-from tests.mondeq.zoo import KINDS, classifier, labels_of, pictures
+from tests.mondeq.zoo import KINDS, TINY, classifier, labels_of, pictures
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
-SETTINGS: dict[str, Any] = classifier().config.to_dict()
+
+def settings_of(kind: str) -> dict[str, Any]:
+    """Those of `classifier(kind)`."""
+    images = {"image_shape": (2, 2, 3), "classes": 3, "mean": (0.4, 0.6), "std": (0.5, 0.25)}
+    return mondeq.ModelConfig(kind, **images, **TINY[kind]).to_dict()
+
+
+SETTINGS: dict[str, Any] = settings_of("dense")
 
 
 def plain(value: object) -> bool:
@@ -51,11 +60,14 @@ def test_numbers_of_numpy_and_torch_are_settings(wrap: Callable[[Any], Any], tmp
         max_steps=np.uint8(50),
     )
     assert all(plain(value) for value in config.to_dict().values())
-    assert config.mean == tuple(float(v) for v in mean)
-    assert (config.classes, config.features, config.m, config.learn_m) == (10, 4, 0.5, True)
+    images, preset = config.images, config.preset
+    assert images.mean == tuple(float(v) for v in mean)
+    assert (images.classes, preset.features, preset.m, preset.learn_m) == (10, 4, 0.5, True)  # type: ignore[attr-defined]
     assert mondeq.ModelConfig.from_dict(config.to_dict()) == config
-    mondeq.save(mondeq.Classifier(config), tmp_path)
-    assert mondeq.load(tmp_path).config == config
+    model = mondeq.Classifier(config)
+    mondeq.save(model, tmp_path)
+    assert describe(mondeq.load(tmp_path)) == describe(model)
+    assert json.loads(json.dumps(describe(model))) == json.loads((tmp_path / "config.json").read_text())["model"]
 
 
 _JUNK = st.sampled_from(
@@ -66,13 +78,10 @@ _JUNK = st.sampled_from(
 
 
 @settings(max_examples=300)
-@given(
-    kind=st.sampled_from(KINDS),
-    names=st.lists(st.sampled_from(sorted(SETTINGS)), min_size=1, max_size=2),
-    data=st.data(),
-)
-def test_settings_are_plain_values_or_refused_in_one_line(kind: str, names: list[str], data: st.DataObject) -> None:
-    values = classifier(kind).config.to_dict() | {name: data.draw(_JUNK) for name in names}
+@given(kind=st.sampled_from(KINDS), data=st.data())
+def test_settings_are_plain_values_or_refused_in_one_line(kind: str, data: st.DataObject) -> None:
+    names = data.draw(st.lists(st.sampled_from(sorted(settings_of(kind))), min_size=1, max_size=2))
+    values = settings_of(kind) | {name: data.draw(_JUNK) for name in names}
     try:
         config = mondeq.ModelConfig(**values)
     except ConfigError as error:
@@ -81,9 +90,19 @@ def test_settings_are_plain_values_or_refused_in_one_line(kind: str, names: list
         message = ""
         assert all(plain(value) for value in config.to_dict().values())
         assert mondeq.ModelConfig.from_dict(config.to_dict()) == config
-        assert max(config.image_shape) < 2**63
+        assert max(config.images.image_shape) < 2**63
     assert "\n" not in message
     assert len(message) < 400
+
+
+@each_kind
+def test_settings_of_another_preset_are_refused(kind: str) -> None:
+    for other in KINDS:
+        for name in settings_of(other).keys() - settings_of(kind):
+            with pytest.raises(
+                ConfigError, match=f"unknown or missing settings of [A-Z][A-Za-z]+Preset: {name}; known"
+            ):
+                mondeq.ModelConfig(**settings_of(kind), **{name: settings_of(other)[name]})
 
 
 @pytest.mark.parametrize(
@@ -92,8 +111,8 @@ def test_settings_are_plain_values_or_refused_in_one_line(kind: str, names: list
         ({"classes": True}, "`classes` must be ≥ 2, a whole number, got True"),
         ({"classes": 2**63}, "`classes` must be ≥ 2"),
         ({"classes": 2.0}, "`classes` must be ≥ 2, a whole number, got 2.0"),
-        ({"features": True}, "`features` must be an integer ≥ 1, got True"),
-        ({"features": "5"}, "`features` must be an integer ≥ 1, got '5'"),
+        ({"features": True}, r"`features` must be an integer ≥ 1 and < 2\^63, got True"),
+        ({"features": "5"}, r"`features` must be an integer ≥ 1 and < 2\^63, got '5'"),
         ({"features": 2**40}, "fits no memory"),
         ({"image_shape": (2, 2**40, 2**40)}, "fits no memory"),
         ({"image_shape": (2, 2, 0)}, "`image_shape` must be"),
@@ -102,19 +121,19 @@ def test_settings_are_plain_values_or_refused_in_one_line(kind: str, names: list
         ({"m": 10**5000}, "`m` must be a finite number > 0, got a whole number of 16610 bits"),
         ({"mean": "ab"}, "one `mean` and `std` per channel"),
         ({"mean": 0.5}, "one `mean` and `std` per channel, got .*, no sequence of means"),
-        ({"mean": (0.5, "x")}, "`mean` must be finite numbers"),
-        ({"mean": (0.5, 1e308)}, "`mean` must be of a size that float32 holds"),
-        ({"std": (1e308, 1.0)}, "`std` must be > 0 in every channel, and like its reciprocal"),
-        ({"std": (5e-324, 1.0)}, "`std` must be > 0 in every channel, and like its reciprocal"),
+        ({"mean": (0.5, "x")}, "`mean` must be a list, each a finite number .*, got .0.5, 'x'"),
+        ({"mean": (0.5, 1e308)}, "`mean` must be a list, each a finite number of a size that float32 holds"),
+        ({"std": (1e308, 1.0)}, "`std` must be a list, each a finite number > 0 .*, like its reciprocal"),
+        ({"std": (5e-324, 1.0)}, "`std` must be a list, each a finite number > 0 .*, like its reciprocal"),
         ({"tol": True}, "`tol` must be a finite number > 0, got True"),
         ({"backward_tol": 0}, "`backward_tol` must be a finite number > 0"),
         ({"kind": 3}, "unknown kind 3; choose one of"),
         ({"class_names": ("a", "b")}, "`class_names` must name all 3 classes or none, got 2"),
         ({"class_names": ("a", "b", "a")}, "`class_names` must be different names"),
-        ({"class_names": "abc"}, "`class_names` must be different names, got 'abc'"),
+        ({"class_names": "abc"}, "`class_names` must be a list, each a name, got 'abc'"),
         ({"activation": "leaky-relu", "activation_parameters": (2.0,)}, "do not fit LeakyReLU: `slope` must lie in"),
         ({"activation_parameters": (2.0,)}, "do not fit ReLU"),
-        ({"activation": "box", "activation_parameters": (0.0, math.inf)}, "must be finite numbers"),
+        ({"activation": "box", "activation_parameters": (0.0, math.inf)}, "must be a list, each a finite number"),
     ],
 )
 def test_settings_outside_their_range(changes: dict[str, Any], message: str) -> None:
@@ -132,7 +151,6 @@ def test_images_that_are_no_floats_are_refused_by_everything(kind: str, dtype: t
     images = (255 * pictures(model)).to(dtype)
     for call in (
         model,
-        model.prepare,
         model.normalise,
         lambda x: mondeq.lipschitz_bounds(model, x),
         lambda x: local_jacobian_norms(model, x),
@@ -204,9 +222,9 @@ def test_integers_of_numpy_and_torch_are_batch_sizes(batch_size: Any) -> None:
 
 
 def report(radius: Tensor) -> mondeq.Report:
-    return mondeq.Report(
-        radius, torch.ones(len(radius), dtype=torch.bool), torch.zeros(len(radius), dtype=torch.int64), 0 * radius, {}
-    )
+    number = torch.zeros(len(radius), dtype=torch.int64)
+    correct = torch.ones(len(radius), dtype=torch.bool)
+    return mondeq.Report(radius, correct, number, 0 * radius, {}, "l2", ("gaps",), number)
 
 
 def test_nothing_is_certified_where_nothing_is_proved() -> None:
@@ -255,7 +273,7 @@ def test_a_replica_as_data_parallel_makes_it_computes_the_same(kind: str) -> Non
 def test_the_names_of_classes_are_kept(tmp_path: Any) -> None:
     config = mondeq.ModelConfig(**(SETTINGS | {"class_names": ["cat", np.str_("dog"), "ß"]}))
     mondeq.save(mondeq.Classifier(config), tmp_path)
-    assert mondeq.load(tmp_path).config.class_names == ("cat", "dog", "ß")
+    assert mondeq.load(tmp_path).class_names == ("cat", "dog", "ß")
 
 
 def test_numbers_of_whatever_kind_raise_no_warning() -> None:

@@ -1,6 +1,7 @@
 """Small networks and data for the tests of mondeq: random weights of a chosen scale, random pictures."""
 
 import copy
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 import mondeq
 from mondeq.data import Dataset, Split
@@ -30,6 +32,13 @@ SMALL: dict[str, dict[str, Any]] = {
 Array = NDArray[Any]
 
 
+def own(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` without those that only other presets have: a test of all kinds gives all what one of them takes."""
+    names = {name: {each.name for each in fields(preset)} for name, preset in mondeq.PRESETS.items()}
+    foreign = set().union(*names.values()) - names[kind]
+    return {name: value for name, value in settings.items() if name not in foreign}
+
+
 def classifier(kind: str = "dense", *, seed: int = 0, scale: float = 1.0, **settings: Any) -> mondeq.Classifier:
     """A classifier of 2×3 pictures with two channels into three classes, random weights times `scale`."""
     torch.manual_seed(seed)
@@ -41,7 +50,7 @@ def classifier(kind: str = "dense", *, seed: int = 0, scale: float = 1.0, **sett
         "std": (0.5, 0.25),
     }
     defaults |= TINY[kind]
-    model = mondeq.Classifier(mondeq.ModelConfig(**(defaults | settings))).eval()
+    model = mondeq.Classifier(mondeq.ModelConfig(**own(kind, defaults | settings))).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not name.endswith("log_m"):
@@ -49,14 +58,14 @@ def classifier(kind: str = "dense", *, seed: int = 0, scale: float = 1.0, **sett
     return model
 
 
-def pictures(model: mondeq.Classifier, count: int = 7, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+def pictures(model: mondeq.Network, count: int = 7, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Random images (count, *image_shape) with pixels in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(count, *model.config.image_shape, generator=generator, dtype=torch.float64).to(dtype)
+    return torch.rand(count, *model.in_shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def labels_of(model: mondeq.Classifier, count: int = 7, *, seed: int = 0) -> Tensor:
-    return torch.randint(model.config.classes, (count,), generator=torch.Generator().manual_seed(seed))
+def labels_of(model: mondeq.Network, count: int = 7, *, seed: int = 0) -> Tensor:
+    return torch.randint(model.classes, (count,), generator=torch.Generator().manual_seed(seed))
 
 
 def tiny_dataset(
@@ -84,7 +93,7 @@ def model_for(dataset: Dataset, kind: str = "dense", *, seed: int = 0, **setting
         "std": dataset.std,
     }
     defaults |= SMALL[kind]
-    return mondeq.Classifier(mondeq.ModelConfig(**(defaults | settings)))
+    return mondeq.Classifier(mondeq.ModelConfig(**own(kind, defaults | settings)))
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
@@ -101,23 +110,53 @@ def array(tensor: Tensor) -> Array:
     return np.asarray(tensor.detach().double())
 
 
-def matrices(model: mondeq.Classifier) -> tuple[Array, Array, Array]:
+def head_of(model: mondeq.Network) -> tuple[Tensor, Tensor]:
+    """W_o and b_o of a network with one equilibrium: those of its head, or of its own read-out."""
+    layer = model.get_submodule("layer")
+    if isinstance(layer, mondeq.ReadoutLayer):
+        return layer.linear.readout
+    head = model.get_submodule("head")
+    return head.weight, head.bias
+
+
+def normalised(model: mondeq.Network, images: Tensor) -> Tensor:
+    """What the equilibrium is fed with, in the dtype of the weights."""
+    return model.get_submodule("normalise")(images.to(model.dtype))
+
+
+def features_of(model: mondeq.Network, z: Tensor) -> Tensor:
+    """What the head sees of states z."""
+    for name, module in model.named_children():
+        if name not in ("normalise", "layer", "head"):
+            z = module(z)
+    return z.flatten(1)
+
+
+def logits_of(model: mondeq.Network, z: Tensor) -> Tensor:
+    """The logits of states z."""
+    return functional.linear(features_of(model, z), *head_of(model))
+
+
+def pixel_scale(model: mondeq.Network) -> Array:
+    """d(normalised)/d(image): 1/std of every pixel."""
+    _, std = model.get_submodule("normalise").constants(torch.zeros(1, dtype=torch.float64))
+    return array((1 / std).expand(model.in_shape)).ravel()
+
+
+def matrices(model: mondeq.Network) -> tuple[Array, Array, Array]:
     """W_o P Λ^-½, Λ^½ A Λ^-½ and Λ^½ U diag(1/std) of a float64 model, read off their columns."""
-    linear = model.linear
+    linear = model.get_submodule("layer").linear
     states = torch.eye(linear.state_shape.numel(), dtype=torch.float64).reshape(-1, *linear.state_shape)
     pixels = torch.eye(linear.in_features, dtype=torch.float64)
     operator = linear.operator()
     root = np.ones(len(states)) if operator.metric is None else np.sqrt(array(operator.metric).ravel())
-    head = array(model.head_weight) @ array(model.features(states)).T / root
+    head = array(head_of(model)[0]) @ array(features_of(model, states)).T / root
     matrix = root[:, None] * array(operator.apply(states).flatten(1)).T / root
     columns = linear.source(pixels) - linear.source(torch.zeros_like(pixels))
-    _, height, width = model.config.image_shape
-    # The std is repeated over each channel's pixels.
-    scale = np.repeat(1 / np.array(model.config.std), height * width)
-    return head, matrix, root[:, None] * array(columns.flatten(1)).T * scale
+    return head, matrix, root[:, None] * array(columns.flatten(1)).T * pixel_scale(model)
 
 
-def norms(model: mondeq.Classifier) -> tuple[float, Array, float]:
+def norms(model: mondeq.Network) -> tuple[float, Array, float]:
     """‖W_o P Λ^-½‖, ‖(w_i − w_j) P Λ^-½‖ and ‖Λ^½ U diag(1/std)‖."""
     head, _, inputs = matrices(model)
     gaps = np.linalg.norm(head[:, None] - head[None], axis=2)

@@ -14,31 +14,99 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # public, but not listed in its stub
 
-from mondeq.lipschitz.bound import Bound
-from mondeq.models import Classifier, check_exact, fingerprint
-from mondeq.parameterizations import DenseInput
-from splitting import norms, verified
-from splitting.errors import InvalidType
-
-_ASSUMPTIONS = "exact equilibrium of the stored weights; inputs anywhere in pixel space"
+from mondeq.bounds.base import BOUNDS, Bound, BoundMethod, Chain
+from mondeq.bounds.product import ASSUMPTIONS
+from mondeq.pieces import Blocks
+from splitting import InvalidArgument, norms, verified
 
 
-def matrix_inequality_bound(exact: Classifier, metric: Tensor | None = None) -> Bound:
-    """The smallest γ that the inequality proves with Λ = t·metric over t > 0, for all logits and for every gap.
+@BOUNDS.enrol("matrix inequality")
+class MatrixInequality(BoundMethod):
+    """The smallest γ that the inequality proves for the last equilibrium with Λ = t·(its own metric) over t > 0.
 
-    exact: a float64 classifier on a dense parameterization. metric: (n,), positive; by default the operator's own.
-    Never worse than the product bound with the same metric, up to the slack of the proof (1e-9 relative).
+    What comes before that equilibrium counts by its product bound. Never worse than the product bound in the same
+    metric, up to the slack of the proof (1e-9 relative).
     """
-    check_exact(exact)
-    head = exact.head_weight.detach()
+
+    def unsuited(self, chain: Chain) -> str | None:
+        return None if _setting(chain) is not None else "no dense equilibrium whose states go straight to the logits"
+
+    def bound(self, chain: Chain) -> Bound:
+        return prove(chain, None)
+
+
+@BOUNDS.enrol("matrix inequality, optimised metric")
+class OptimisedMetric(BoundMethod):
+    """The same with a metric that is searched for, where the operator has none to begin with."""
+
+    def unsuited(self, chain: Chain) -> str | None:
+        setting = _setting(chain)
+        if setting is None:
+            return "no dense equilibrium whose states go straight to the logits"
+        if setting.blocks.metric is not None:
+            return "the operator has a metric of its own"
+        size = len(setting.blocks.matrix)
+        return None if size <= LARGEST_SEARCH else f"{size} units, and the search takes minutes beyond {LARGEST_SEARCH}"
+
+    def bound(self, chain: Chain) -> Bound:
+        return prove(chain, optimised_metric(chain))
+
+
+@dataclass(frozen=True, eq=False)
+class _Setting:
+    """The last equilibrium of a network: its matrices, the read-out C, the constant of what comes before it."""
+
+    blocks: Blocks
+    head: Tensor
+    trunk: float
+
+
+def _setting(chain: Chain) -> _Setting | None:
+    """None where the last equilibrium has no matrices, or its states do not go straight to linear logits."""
+    head = chain.stages[-1].rows()
+    for number in reversed(range(len(chain.stages) - 1)):
+        if head is None:
+            return None
+        stage = chain.stages[number]
+        if (blocks := stage.blocks()) is not None:
+            return _Setting(blocks, head, chain.constant(chain.stages[:number]))
+        head = stage.lift(head)
+    return None
+
+
+def prove(chain: Chain, metric: Tensor | None) -> Bound:
+    """Prove the inequality with Λ = t·metric over t > 0, for all logits and for every gap.
+
+    Args:
+        chain: Of a network with a dense equilibrium whose states go straight to the logits.
+        metric: (n,), positive; by default the operator's own.
+
+    Returns:
+        The bound; inf where nothing is proved.
+
+    Raises:
+        InvalidArgument: The network is none of that kind.
+    """
+    setting = _required(chain)
+    head = setting.head
     pairs = head.new_zeros(len(head), len(head))
     try:
-        value = _constants(_Problem.of(exact, metric), head, pairs)
+        value = _constants(_Problem.of(setting.blocks, metric), head, pairs)
     except LinAlgError:
         # Weights of such a scale that no eigenvalue routine copes: nothing is proved.
         value = math.inf
         pairs.fill_(math.inf).fill_diagonal_(0)
-    return Bound(value, "certified", "matrix inequality", _ASSUMPTIONS, pairs).sealed(fingerprint(exact))
+    if setting.trunk != 1:
+        value = verified.round_up(value * setting.trunk)
+        pairs = (pairs * setting.trunk * (1 + 1e-15) + verified.UNDERFLOW).fill_diagonal_(0)
+    return Bound(value, "certified", "matrix inequality", ASSUMPTIONS, pairs).sealed(chain)
+
+
+def _required(chain: Chain) -> _Setting:
+    setting = _setting(chain)
+    if setting is None:
+        raise InvalidArgument("`chain` has no dense equilibrium whose states go straight to the logits")
+    return setting
 
 
 def _constants(problem: _Problem, head: Tensor, pairs: Tensor) -> float:
@@ -53,20 +121,30 @@ def _constants(problem: _Problem, head: Tensor, pairs: Tensor) -> float:
 LARGEST_SEARCH = 512
 
 
-def optimised_metric(exact: Classifier, *, steps: int = 150) -> Tensor:
-    """A diagonal Λ, (n,), that makes the matrix inequality's γ small, by Adam on log Λ from the operator's own metric.
+def optimised_metric(chain: Chain, *, steps: int = 150) -> Tensor:
+    """Search for a diagonal Λ that makes the matrix inequality's γ small, from the operator's own metric.
 
     γ(Λ) = λ_max(K⁻¹(BBᵀ + CᵀC)) is quasi-convex in Λ (the inequality is linear in (Λ, γ) after a Schur complement), so
-    a local search loses little. The result proves nothing by itself; hand it to `matrix_inequality_bound`.
+    a local search loses little: Adam on log Λ. The result proves nothing by itself; hand it to `prove`.
+
+    Args:
+        chain: Of a network with a dense equilibrium whose states go straight to the logits.
+        steps: Of the search.
+
+    Returns:
+        The diagonal, (n,).
+
+    Raises:
+        InvalidArgument: The network is none of that kind.
     """
-    operator = _dense(exact).operator()
-    matrix, head = operator.matrix.detach(), exact.head_weight.detach()
-    inputs = _dense(exact).U.detach() * exact.pixel_scale()
-    start = matrix.new_ones(len(matrix)) if operator.metric is None else operator.metric.detach()
+    setting = _required(chain)
+    blocks, head = setting.blocks, setting.head
+    matrix, inputs = blocks.matrix, blocks.inputs
+    start = matrix.new_ones(len(matrix)) if blocks.metric is None else blocks.metric.detach()
     if not bool(inputs.any()) or not bool(head.any()):
         return start  # a constant network needs no search
     try:
-        gamma, t = _Problem.of(exact, None).proposed(head)
+        gamma, t = _Problem.of(blocks, None).proposed(head)
     except LinAlgError:
         return start
     best, best_value = start, gamma
@@ -75,7 +153,7 @@ def optimised_metric(exact: Classifier, *, steps: int = 150) -> Tensor:
         optimizer = torch.optim.Adam([log_metric], lr=0.05)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = 0.025 * (1 + math.cos(math.pi * step / steps))
-            value = _gamma(log_metric.exp(), matrix, inputs, head)
+            value = _smallest_constant(log_metric.exp(), matrix, inputs, head)
             if not bool(torch.isfinite(value)):
                 break
             if float(value.detach()) < best_value:
@@ -86,14 +164,7 @@ def optimised_metric(exact: Classifier, *, steps: int = 150) -> Tensor:
     return best
 
 
-def _dense(exact: Classifier) -> DenseInput:
-    linear = exact.linear
-    if not isinstance(linear, DenseInput):
-        raise InvalidType(f"the matrix inequality needs a dense parameterization, got {type(linear).__name__}")
-    return linear
-
-
-def _gamma(metric: Tensor, matrix: Tensor, inputs: Tensor, head: Tensor) -> Tensor:
+def _smallest_constant(metric: Tensor, matrix: Tensor, inputs: Tensor, head: Tensor) -> Tensor:
     """λ_max(K⁻¹(BBᵀ + CᵀC)), differentiable in the metric; NaN where K is not positive definite."""
     scaled = metric[:, None] * matrix
     chol, info = torch.linalg.cholesky_ex(scaled + scaled.mT)
@@ -122,15 +193,13 @@ class _Problem:
     input_exponent: int
 
     @staticmethod
-    def of(exact: Classifier, metric: Tensor | None) -> _Problem:
-        linear = _dense(exact)
-        operator = linear.operator()
-        own = torch.ones_like(linear.b) if operator.metric is None else operator.metric
-        weight = (own if metric is None else metric).detach()
-        scaled = weight[:, None] * operator.matrix.detach()
+    def of(blocks: Blocks, metric: Tensor | None) -> _Problem:
+        own = blocks.matrix.new_ones(len(blocks.matrix)) if blocks.metric is None else blocks.metric
+        weight = (own if metric is None else metric).detach().double()
+        scaled = weight[:, None] * blocks.matrix
         size = norms.frobenius(scaled)
         symmetric, power = verified.normalised(scaled + scaled.mT)
-        inputs, input_power = verified.normalised(weight[:, None] * linear.U.detach() * exact.pixel_scale())
+        inputs, input_power = verified.normalised(weight[:, None] * blocks.inputs)
         # Where K is not positive definite nothing can be proved, and NaN propagates to a bound of inf.
         chol, info = torch.linalg.cholesky_ex(symmetric)
         chol = chol if int(info) == 0 else torch.full_like(chol, math.nan)

@@ -1,0 +1,63 @@
+"""How much logits can change with the image: proved bounds, one method a file, and an estimate beside them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mondeq import arguments
+from mondeq.bounds.base import BOUNDS, Bound, BoundMethod, Chain, best_pairs
+from mondeq.bounds.local import local_jacobian_bound, local_jacobian_norms
+from mondeq.bounds.matrix_inequality import MatrixInequality, OptimisedMetric
+from mondeq.bounds.product import Product
+from mondeq.modes import proving
+from mondeq.network import Network
+
+
+def lipschitz_bounds(
+    model: Network, images: Tensor | None = None, *, norm: str = "l2", chain: Chain | None = None
+) -> dict[str, Bound]:
+    """Bound the map from pixels in [0, 1] to logits (in ℓ2), normalisation included, by every method that suits.
+
+    All but the estimate are certified, each with constants for every logit gap in `pairs`. With `images`,
+    "local Jacobian" is an estimate from below, so that the true constant (in ℓ2) lies between it and the smallest
+    certified value.
+
+    Args:
+        model: Any network of pieces with proved constants.
+        images: (N, *in_shape), floating point; None for no estimate.
+        norm: That of changes of the image, a name in NORMS: "l2", "linf".
+        chain: What `Chain.of(model, norm)` proved, where it is at hand.
+
+    Returns:
+        {method: Bound}.
+
+    Raises:
+        ConfigError: There is no such norm.
+        InvalidType, InvalidArgument: A piece has no proved constant (the message names it), model(x) may not be what
+            its pieces say (hooks, overridden methods, an activation steeper than 1), or images have the wrong shape.
+    """
+    chain = Chain.of(model, norm) if chain is None else chain
+    chain.require_logits()
+    if images is not None:
+        arguments.check_images(chain.exact.in_shape, images)
+    with proving(chain.exact.device):
+        methods = {name: kind() for name, kind in BOUNDS.items()}
+        bounds = {name: method.bound(chain) for name, method in methods.items() if method.unsuited(chain) is None}
+        if images is not None:
+            bounds["local Jacobian"] = local_jacobian_bound(chain.exact, images)
+    return bounds
+
+
+__all__ = [
+    "BOUNDS",
+    "Bound",
+    "BoundMethod",
+    "Chain",
+    "MatrixInequality",
+    "OptimisedMetric",
+    "Product",
+    "best_pairs",
+    "lipschitz_bounds",
+    "local_jacobian_bound",
+    "local_jacobian_norms",
+]

@@ -1,0 +1,97 @@
+"""What a loss is: what training minimises, told how far a network can be moved."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mondeq.network import Network
+from mondeq.norms import Norm
+from mondeq.pieces import Unproved
+from mondeq.registry import Registry
+from mondeq.settings import NoSettings
+from mondeq.settings import Settings as AnySettings
+from splitting import InvalidArgument
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands.
+
+    Args:
+        radius: The radius that the loss asks margins for now, in pixel units.
+        logit_scale: What logits are multiplied with before a cross-entropy.
+        share: How much of all steps is done, in [0, 1].
+    """
+
+    radius: float
+    logit_scale: float
+    share: float
+
+
+class Loss(ABC):
+    """A loss. One file each; it enrols in `LOSSES`, and its `Settings` are options of the command line.
+
+    Args:
+        settings: An object of `Settings`; None for its defaults.
+    """
+
+    Settings: ClassVar[type[AnySettings]] = NoSettings
+
+    def __init__(self, settings: Any = None) -> None:
+        self.settings = self.Settings() if settings is None else settings
+
+    @abstractmethod
+    def __call__(self, logits: Tensor, labels: Tensor, constants: Tensor, progress: Progress) -> Tensor:
+        """Return the loss of a batch, a scalar.
+
+        Args:
+            logits: (batch, classes).
+            labels: (batch,) integers.
+            constants: `gap_estimates(network)`, (classes, classes), differentiable in the weights; all zero where
+                the radius of training is 0.
+            progress: Where training stands.
+
+        Returns:
+            The loss.
+        """
+
+
+LOSSES: Registry[Loss] = Registry("loss")
+
+
+def margins(logits: Tensor, labels: Tensor, constants: Tensor, radius: float) -> Tensor:
+    """Return by how much y_label exceeds every other y_j + radius·L_label,j, (batch,); > 0: certified by estimate."""
+    gaps = logits.gather(1, labels[:, None]) - logits - radius * constants[labels]
+    return gaps.scatter(1, labels[:, None], torch.inf).amin(1)
+
+
+def gap_estimates(network: Network) -> Tensor:
+    """Return gap constants differentiable in the weights, in logits per ℓ2 pixel unit.
+
+    They are estimates in floating point that steer training; certificates are computed by `mondeq.certify` afterwards.
+
+    Args:
+        network: Any network of pieces with constants.
+
+    Returns:
+        (classes, classes).
+
+    Raises:
+        InvalidArgument: A piece has no constant.
+    """
+    constant, norm = torch.ones((), dtype=network.dtype, device=network.device), Norm()
+    *trunk, last = network.places
+    place = last
+    try:
+        for place in trunk:
+            factor, norm = place.piece.lipschitz_estimate(norm, place.in_shape)
+            constant = constant * (factor.to(constant) if isinstance(factor, Tensor) else factor)
+        place = last
+        return constant * last.piece.gap_estimates(norm, last.in_shape).to(constant)
+    except Unproved as error:
+        raise InvalidArgument(f"there is no margin to train for: the piece `{place.name}` {error}") from None

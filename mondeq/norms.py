@@ -1,0 +1,98 @@
+"""Norms in which changes are measured on their way through a network, and the balls that they make.
+
+Inside a network they are weighted 2-norms ‖x‖ = ‖ρ x‖₂ with a diagonal ρ > 0. At its entrance a user may ask in other
+norms of the pixels, which `NORMS` know how to compare with the 2-norm.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mondeq.registry import Registry
+from splitting import verified
+
+
+class InputNorm(ABC):
+    """A norm of images, by its name in `NORMS`; symbol: how it is written."""
+
+    symbol: ClassVar[str]
+
+    @staticmethod
+    @abstractmethod
+    def euclidean(shape: Sequence[int]) -> float:
+        """Return an upper bound on ‖x‖₂ over all x of that shape with norm 1."""
+
+
+NORMS: Registry[InputNorm] = Registry("norm")
+
+
+@NORMS.enrol("l2")
+class L2(InputNorm):
+    """‖x‖₂."""
+
+    symbol = "ℓ2"
+
+    @staticmethod
+    def euclidean(shape: Sequence[int]) -> float:
+        return 1.0
+
+
+@NORMS.enrol("linf")
+class LInf(InputNorm):
+    """The largest |xᵢ|; ‖x‖₂ ≤ √n ‖x‖_∞ for n entries."""
+
+    symbol = "ℓ∞"
+
+    @staticmethod
+    def euclidean(shape: Sequence[int]) -> float:
+        return verified.round_up(math.sqrt(math.prod(shape)))
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """‖x‖ = ‖ρ x‖₂.
+
+    Args:
+        root: The diagonal ρ > 0, float64, shaped to multiply samples; None for 1.
+    """
+
+    root: Tensor | None = None
+
+    def of(self, x: Tensor) -> Tensor:
+        """Return an upper bound on the norm of each sample of x (batch, …), (batch,) float64."""
+        if self.root is None:
+            return verified.vector_norm(x)
+        return verified.vector_norm(x.double() * self.root) * (1 + 4 * verified.unit_roundoff(torch.float64))
+
+    def euclidean(self) -> float:
+        """Return an upper bound on ‖x‖₂ over all x of norm 1."""
+        return 1.0 if self.root is None else verified.round_up(1 / float(self.root.amin()))
+
+    def of_inputs(self, shape: Sequence[int]) -> Tensor | None:
+        """Return 1/ρ of every entry of a sample of that shape, flat; None for 1.
+
+        A map that is multiplied by it from the right takes the 2-norm where it took this one.
+        """
+        return None if self.root is None else (1 / self.root).expand(*shape).flatten()
+
+
+@dataclass(frozen=True, eq=False)
+class Ball:
+    """For each sample a region that contains the exact value, whatever was rounded or left unsolved on the way.
+
+    Args:
+        centre: The computed values, (batch, …) float64.
+        radius: A proved bound on the distance of the exact values, (batch,) float64.
+        norm: What the distance is measured in.
+    """
+
+    centre: Tensor
+    radius: Tensor
+    norm: Norm

@@ -1,0 +1,351 @@
+"""The equilibrium layer: x ↦ z*, solved by splitting, differentiated implicitly, proved piece by piece."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import splitting
+from mondeq.errors import ConfigError
+from mondeq.norms import Ball, Norm
+from mondeq.parameterizations import PARAMETERIZATIONS, Parameterization
+from mondeq.pieces.base import PIECES, Blocks, Proof
+from mondeq.pieces.linear import scaled_radius
+from mondeq.pieces.solved import SolvedPiece
+from mondeq.settings import Mapping, setting
+from mondeq.solving import (
+    SOLVERS,
+    ActivationSettings,
+    SolveSettings,
+    activation_settings,
+    check_activation,
+    solver_name,
+)
+from splitting import (
+    Derived,
+    InvalidArgument,
+    InvalidType,
+    Monitor,
+    OnFailure,
+    SplittingError,
+    full_precision,
+    is_recorded,
+    is_transformed,
+    uncompiled,
+    verified,
+)
+
+
+@dataclass(frozen=True)
+class EquilibriumSettings(SolveSettings, ActivationSettings):
+    """Of an equilibrium: a parameterization, `{"kind": NAME, …its settings}`, an activation, how it is solved."""
+
+    parameterization: dict[str, Any] = setting(Mapping(), {})
+
+
+@PIECES.enrol("equilibrium")
+class EquilibriumLayer(SolvedPiece):
+    """z with z = σ(Wz + Ux + b), for the W, U, b that `linear` owns.
+
+    In training mode the operator is built at every call. In evaluation mode it is built, its resolvent inverted and
+    its step tuned once: kept until a value, dtype or device of a weight, or any other attribute of `linear`, changes.
+
+    Args:
+        linear: The parameterization, such as mondeq.Dense.
+        activation: σ; splitting.ReLU() by default.
+        solver: splitting.PeacemanRachford() by default.
+        tol: Relative residual at which a sample stops.
+        max_steps: Steps after which a solve gives up.
+        backward_tol: That of the backward solve; `tol` by default.
+        on_failure: What a solve that gives up does: "warn", "raise" or "return".
+        monitor: Called with ("forward" | "backward", Solution) after every solve.
+
+    Raises:
+        InvalidType: `linear`, `activation` or `solver` is none.
+        InvalidArgument: A tolerance or number of steps is out of range.
+    """
+
+    Settings = EquilibriumSettings
+
+    def __init__(
+        self,
+        linear: Parameterization,
+        activation: splitting.Activation | None = None,
+        solver: splitting.Solver | None = None,
+        tol: float = 1e-5,
+        max_steps: int = 300,
+        *,
+        backward_tol: float | None = None,
+        on_failure: OnFailure = "warn",
+        monitor: Monitor | None = None,
+    ) -> None:
+        _require_parameterization(linear)
+        activation = splitting.ReLU() if activation is None else activation
+        if not isinstance(activation, splitting.Activation):
+            raise InvalidType(f"`activation` must be one such as splitting.ReLU(), got {activation!r}")
+        solver = splitting.PeacemanRachford() if solver is None else solver
+        super().__init__(solver, tol, max_steps, backward_tol, on_failure, monitor)
+        self.linear = linear
+        self.activation = activation
+        self._kept: _Kept | None = None
+
+    @uncompiled
+    def forward(self, x: Tensor, initial: Tensor | None = None) -> Tensor:
+        """Return z (batch, *state_shape), differentiable in x and the weights.
+
+        It computes in the dtype of the weights, also inside `torch.autocast`.
+
+        Args:
+            x: Inputs (batch, …).
+            initial: States to start from, one per sample; no gradient flows to them.
+
+        Returns:
+            The equilibria.
+        """
+        return self._state(x, initial)
+
+    def _state(self, x: Tensor, initial: Tensor | None = None) -> Tensor:
+        with full_precision(_device(x)):
+            operator, solver = self._operator()
+            return splitting.equilibrium(
+                splitting.Inclusion(operator, self.linear.source(x), self.prox),
+                solver,
+                initial=initial,
+                **self.options,
+            )
+
+    @torch.no_grad()
+    def solve(
+        self, x: Tensor, *, tol: float | None = None, max_steps: int | None = None, initial: Tensor | None = None
+    ) -> splitting.Solution:
+        """Return the same point without a graph, with per-sample diagnostics.
+
+        Args:
+            x: Inputs (batch, …).
+            tol: Relative residual at which a sample stops; the layer's by default.
+            max_steps: Steps after which the solve gives up; the layer's by default.
+            initial: States to start from, one per sample.
+
+        Returns:
+            The solution.
+        """
+        with full_precision(_device(x)):
+            operator, solver = self._operator()
+            return splitting.solve(
+                splitting.Inclusion(operator, self.linear.source(x), self.prox),
+                solver,
+                tol=self.tol if tol is None else tol,
+                max_steps=self.max_steps if max_steps is None else max_steps,
+                initial=initial,
+                on_failure=self.on_failure,
+            )
+
+    @property
+    def prox(self) -> splitting.Activation:
+        """The activation as the equilibrium has it: that of a convolution is zero on the border."""
+        return self.linear.confined(self.activation)
+
+    def tuned(self, solver: splitting.Solver) -> splitting.Solver:
+        return solver.tuned(self.linear.operator())
+
+    # -- a piece of a network ----------------------------------------------------------------------------------------
+
+    @property
+    def in_shape(self) -> torch.Size:  # type: ignore[override]  # it depends on the parameterization
+        return self.linear.in_shape
+
+    @classmethod
+    def example(cls) -> tuple[EquilibriumSettings, torch.Size]:
+        parameterization = {"kind": "dense", "features": 5, "m": 0.5}
+        return EquilibriumSettings(activation="tanh", parameterization=parameterization), torch.Size((2, 3, 2))
+
+    def settings(self) -> EquilibriumSettings:
+        linear = self.linear
+        kind = PARAMETERIZATIONS.name_of(type(linear))
+        if kind is None:
+            known = ", ".join(PARAMETERIZATIONS)
+            raise InvalidArgument(f"`linear` is a {type(linear).__name__}; a saved network knows {known}")
+        activation, parameters = activation_settings(self.activation)
+        return type(self).Settings(
+            activation=activation,
+            activation_parameters=parameters,
+            solver=solver_name(self.solver),
+            tol=self.tol,
+            max_steps=self.max_steps,
+            backward_tol=None if self.backward_tol == self.tol else self.backward_tol,
+            parameterization={"kind": kind, **linear.settings().to_dict()},
+        )
+
+    @classmethod
+    def make(cls, settings: Any, in_shape: torch.Size) -> EquilibriumLayer:
+        given = dict(settings.parameterization or {})
+        kind: Any = PARAMETERIZATIONS[given.pop("kind", None)]
+        try:
+            linear = kind.make(kind.Settings.from_dict(given), in_shape)
+        except SplittingError as error:
+            raise ConfigError(str(error)) from None
+        return cls(
+            linear,
+            settings.make_activation(),
+            SOLVERS[settings.solver](),
+            settings.tol,
+            settings.max_steps,
+            backward_tol=settings.backward_tol,
+        )
+
+    def out_shape(self, in_shape: torch.Size) -> torch.Size:
+        _require_parameterization(self.linear)
+        self.linear.check_inputs(in_shape)
+        return self.linear.state_shape
+
+    def entries(self, in_shape: torch.Size) -> int:
+        return self.linear.state_shape.numel()
+
+    def check(self) -> None:
+        self.linear.check_contract()
+        check_activation(self.activation, self.linear.state_shape)
+
+    def facts(self) -> dict[str, float]:
+        operator = self.linear.operator()
+        return {"strong_monotonicity": operator.strong_monotonicity, "operator_norm": operator.lipschitz}
+
+    def sharpen(self) -> None:
+        super().sharpen()
+        tensors = tuple(t.detach().clone().double() for t in self.activation.tensors)
+        self.activation = self.activation.rebind(*tensors)
+        self.solver, self.tol = self.linear.proving_solver, self.linear.proving_tol
+        self.backward_tol, self.max_steps = self.tol, 5000
+
+    def proofs(self, norm: Norm, in_shape: torch.Size) -> Sequence[Proof]:
+        return [EquilibriumProof(self, norm, in_shape)]
+
+    def lipschitz_estimate(self, norm: Norm, in_shape: torch.Size) -> tuple[Tensor | float, Norm]:
+        linear = self.linear
+        scale = _scale(norm, in_shape, linear)
+        return linear.input_norm_estimate(scale) / linear.monotonicity_estimate(), Norm(linear.root_metric_estimate())
+
+    def _operator(self) -> tuple[splitting.Operator, splitting.Solver]:
+        tensors, settings = _ingredients(self.linear)
+        if self.training or any(map(is_transformed, tensors.values())):
+            return self.linear.operator(), self.solver
+        if self._kept is None or not self._kept.fits(tensors, settings, self.solver):
+            # What is kept must serve later calls outside inference mode too.
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = _Kept.of(self.linear, tensors, settings, self.solver)
+        operator = self._kept.operator
+        if is_recorded(*tensors.values()):
+            operator = operator.rebind(*self.linear.operator().tensors)
+        return operator, self._kept.tuned
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_kept": None}  # type: ignore[no-untyped-call]  # torch has none
+
+
+class EquilibriumProof(Proof):
+    """‖Δz‖_Λ ≤ ‖Λ^½ U‖/m ‖Δx‖, and ‖z − z*‖_Λ ≤ (residual + rounding of the source)/m, with one operator for all."""
+
+    def __init__(self, layer: EquilibriumLayer, norm: Norm, in_shape: torch.Size) -> None:
+        self.layer, self.linear = layer, layer.linear
+        self.operator = self.linear.operator()
+        self.m = self.operator.strong_monotonicity
+        self.scale = _scale(norm, in_shape, self.linear)
+        gain = verified.round_up(self.linear.input_norm(self.scale) * (1 + 1e-15))
+        self.constant = verified.round_up(gain / self.m) if self.m > 0 else float("inf")
+        metric = self.operator.metric
+        self.norm, self.out_shape = Norm(None if metric is None else metric.double().sqrt()), self.linear.state_shape
+
+    @cached_property
+    def solver(self) -> splitting.Solver:
+        """The solver with its step: none is found for weights that make no operator, and no bound needs one."""
+        return self.layer.solver.tuned(self.operator)
+
+    def solve(self, x: Tensor) -> splitting.Solution:
+        """Return the solution for inputs x, with its proved error bound."""
+        problem = splitting.Inclusion(self.operator, self.linear.source(x), self.layer.prox)
+        layer = self.layer
+        return splitting.solve(
+            problem, self.solver, tol=layer.tol, max_steps=layer.max_steps, on_failure=layer.on_failure
+        )
+
+    def enclose(self, ball: Ball) -> Ball:
+        solution = self.solve(ball.centre)
+        # ‖z*(c) − z*(fl(c))‖_Λ ≤ ‖c − fl(c)‖_Λ/m, c = Ux + b.
+        error = solution.error_bound + self.linear.source_rounding(ball.centre.abs().flatten(1)) / self.m
+        # Where m > 0 is not proved, nothing is.
+        error = torch.where(error >= 0, error, torch.inf)
+        return Ball(solution.value, error + scaled_radius(self.constant, ball.radius), self.norm)
+
+    def blocks(self) -> Blocks | None:
+        found = self.linear.blocks()
+        return None if found is None else Blocks(found[0], self.operator.metric, found[1] * self.scale)
+
+
+def _require_parameterization(linear: Any) -> None:
+    if not isinstance(linear, Parameterization):
+        raise InvalidType(f"`linear` must be a Parameterization such as mondeq.Dense, got {type(linear).__name__}")
+
+
+def _scale(norm: Norm, in_shape: torch.Size, linear: Parameterization) -> Tensor:
+    """What multiplies the columns of U where inputs are measured in `norm`, (in_features,) float64."""
+    scale = norm.of_inputs(in_shape)
+    device = next(linear.parameters()).device
+    return torch.ones(linear.in_features, dtype=torch.float64, device=device) if scale is None else scale.to(device)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What evaluation keeps between calls, and what it was made of."""
+
+    tensors: Derived
+    names: tuple[str, ...]
+    settings: dict[str, Any] | None  # None where they cannot be copied: then nothing tells whether they changed
+    solver: splitting.Solver
+    operator: splitting.Operator
+    tuned: splitting.Solver
+
+    @staticmethod
+    def of(
+        linear: Parameterization, tensors: dict[str, Tensor], settings: dict[str, Any], solver: splitting.Solver
+    ) -> _Kept:
+        try:
+            copied = copy.deepcopy(settings)
+        except Exception:  # whatever a stranger's attributes raise
+            copied = None
+        # The operator has copies of its own values too, which the comparison of the ingredients makes needless.
+        operator = linear.operator().snapshot()
+        return _Kept(Derived(list(tensors.values())), tuple(tensors), copied, solver, operator, solver.tuned(operator))
+
+    def fits(self, tensors: dict[str, Tensor], settings: dict[str, Any], solver: splitting.Solver) -> bool:
+        if self.solver != solver or self.names != tuple(tensors) or self.settings is None:
+            return False
+        try:
+            same = bool(self.settings == settings)
+        except Exception:  # the comparison of a stranger's attributes
+            return False
+        return same and self.tensors.fits(list(tensors.values()))
+
+
+_INTERNAL = frozenset(vars(nn.Module()))
+
+
+def _ingredients(linear: Parameterization) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All that can decide what `linear.operator()` is: weights and other tensors by name, and every plain attribute."""
+    tensors: dict[str, Tensor] = {}
+    settings: dict[str, Any] = {}
+    for prefix, module in linear.named_modules():
+        own = {name: value for name, value in vars(module).items() if name not in _INTERNAL}
+        for name, value in {**module._parameters, **module._buffers, **own}.items():
+            kind: dict[str, Any] = tensors if isinstance(value, Tensor) else settings
+            kind[f"{prefix}.{name}"] = value
+    return tensors, settings
+
+
+def _device(x: object) -> torch.device:
+    """That of the input; the source says what is wrong with what is no tensor."""
+    return x.device if isinstance(x, Tensor) else torch.device("cpu")

@@ -1,0 +1,67 @@
+"""Equilibria with the read-out that their parameterization is made for: Lipschitz for every value of their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mondeq.norms import Norm
+from mondeq.parameterizations import Readable
+from mondeq.pieces.base import PIECES, Proof
+from mondeq.pieces.equilibrium import EquilibriumLayer, EquilibriumProof, EquilibriumSettings
+from mondeq.pieces.linear import LinearProof
+from splitting import InvalidType
+
+
+@PIECES.enrol("readout")
+class ReadoutLayer(EquilibriumLayer):
+    """y = W_o z + b_o with z = σ(Wz + Ux + b), for a parameterization such as mondeq.LipschitzDense.
+
+    Its arguments are those of EquilibriumLayer; `solve` gives the state z.
+
+    Raises:
+        InvalidType: `linear` has no read-out of its own.
+    """
+
+    linear: Readable
+
+    def __init__(self, linear: Readable, *arguments: object, **options: object) -> None:
+        if not isinstance(linear, Readable):
+            raise InvalidType(
+                f"`linear` must have a read-out of its own, like mondeq.LipschitzDense, got {type(linear).__name__}"
+            )
+        super().__init__(linear, *arguments, **options)  # type: ignore[arg-type]  # checked there
+
+    def forward(self, x: Tensor, initial: Tensor | None = None) -> Tensor:
+        """Return y (batch, …), differentiable in x and the weights.
+
+        Args:
+            x: Inputs (batch, …).
+            initial: States to start from, one per sample.
+
+        Returns:
+            The read-outs.
+        """
+        return functional.linear(self._state(x, initial), *self.linear.readout)
+
+    @classmethod
+    def example(cls) -> tuple[EquilibriumSettings, torch.Size]:
+        parameterization = {"kind": "lipschitz-dense", "features": 5, "out_features": 3, "gamma": 2.0}
+        return EquilibriumSettings(parameterization=parameterization), torch.Size((4,))
+
+    def out_shape(self, in_shape: torch.Size) -> torch.Size:
+        self.linear.check_inputs(in_shape)
+        return self.linear.out_shape
+
+    def entries(self, in_shape: torch.Size) -> int:
+        return max(self.linear.state_shape.numel(), self.linear.out_shape.numel())
+
+    def proofs(self, norm: Norm, in_shape: torch.Size) -> Sequence[Proof]:
+        state = EquilibriumProof(self, norm, in_shape)
+        return [state, LinearProof(*self.linear.readout, state.norm)]
+
+    def lipschitz_estimate(self, norm: Norm, in_shape: torch.Size) -> tuple[float, Norm]:
+        return self.linear.gain * norm.euclidean(), Norm()

@@ -1,0 +1,89 @@
+"""Residual layers y = x − Uᵀz on a reflected parameterization: 1-Lipschitz for every weight, nearly isometries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mondeq.norms import Ball, Norm
+from mondeq.parameterizations import Reflected
+from mondeq.pieces.base import PIECES, Proof
+from mondeq.pieces.equilibrium import EquilibriumLayer, EquilibriumProof, EquilibriumSettings
+from mondeq.pieces.linear import scaled_radius
+from splitting import InvalidArgument, InvalidType, verified
+
+
+@PIECES.enrol("residual")
+class ResidualLayer(EquilibriumLayer):
+    """y = x − Uᵀz with z = σ(Wz + Ux + b), for a reflected parameterization such as mondeq.ReflectedConv2d.
+
+    Its arguments are those of EquilibriumLayer; `solve` gives the state z.
+
+    Raises:
+        InvalidType: `linear` is none.
+    """
+
+    linear: Reflected
+
+    def __init__(self, linear: Reflected, *arguments: object, **options: object) -> None:
+        if not isinstance(linear, Reflected):
+            raise InvalidType(f"`linear` must be one such as mondeq.ReflectedDense, got {type(linear).__name__}")
+        super().__init__(linear, *arguments, **options)  # type: ignore[arg-type]  # checked there
+
+    def forward(self, x: Tensor, initial: Tensor | None = None) -> Tensor:
+        """Return y, shaped like x (batch, *in_shape), differentiable in x and the weights.
+
+        Args:
+            x: Inputs.
+            initial: States to start from, one per sample.
+
+        Returns:
+            The reflected inputs.
+        """
+        return x - self.linear.pull(self._state(x, initial))
+
+    @classmethod
+    def example(cls) -> tuple[EquilibriumSettings, torch.Size]:
+        parameterization = {"kind": "reflected-conv2d", "hidden": 3, "m": 0.1}
+        return EquilibriumSettings(parameterization=parameterization), torch.Size((2, 4, 3))
+
+    def out_shape(self, in_shape: torch.Size) -> torch.Size:
+        if tuple(in_shape) != tuple(self.linear.in_shape):
+            raise InvalidArgument(f"takes samples of shape {tuple(self.linear.in_shape)}, got {tuple(in_shape)}")
+        return in_shape
+
+    def entries(self, in_shape: torch.Size) -> int:
+        return max(self.linear.state_shape.numel(), in_shape.numel())
+
+    def proofs(self, norm: Norm, in_shape: torch.Size) -> Sequence[Proof]:
+        return [_ResidualProof(self, norm, in_shape)]
+
+    def lipschitz_estimate(self, norm: Norm, in_shape: torch.Size) -> tuple[Tensor | float, Norm]:
+        return norm.euclidean(), Norm()
+
+
+class _ResidualProof(Proof):
+    """‖Δy‖ ≤ ‖Δx‖. An error r of the inclusion is one of Uᵀz of at most ‖r‖/√(2m), far less than ‖U‖‖r‖/m.
+
+    m‖Δz‖² + ½‖UᵀΔz‖² ≤ ⟨Δz, r⟩ gives ‖UᵀΔz‖² ≤ 2(‖r‖‖Δz‖ − m‖Δz‖²) ≤ ‖r‖²/(2m).
+    """
+
+    def __init__(self, layer: ResidualLayer, norm: Norm, in_shape: torch.Size) -> None:
+        self.state = EquilibriumProof(layer, Norm(), in_shape)
+        self.linear, self.norm, self.out_shape = layer.linear, Norm(), in_shape
+        # The operator's strong monotonicity is what is left of it without ½UUᵀ: m less what assembling A rounded.
+        self.constant = norm.euclidean() if self.state.m > 0 else float("inf")
+
+    def enclose(self, ball: Ball) -> Ball:
+        x, m = ball.centre, self.state.m
+        solution = self.state.solve(x)
+        residual = solution.error_bound * m + self.linear.source_rounding(x.abs().flatten(1))
+        own = torch.where(residual >= 0, residual, torch.inf) * verified.round_up(
+            (2 * m) ** -0.5 if m > 0 else torch.inf
+        )
+        pulled = self.linear.pull(solution.value)
+        rounding = 4 * verified.gamma(1) * (verified.vector_norm(x) + verified.vector_norm(pulled))
+        rounding = rounding + self.linear.pull_rounding(solution.value)
+        return Ball(x - pulled, scaled_radius(self.constant, ball.radius) + (own + rounding) * (1 + 1e-12), self.norm)

@@ -1,0 +1,76 @@
+"""The certified preset: a stack of reflected layers at two resolutions or three, 1-Lipschitz for every weight.
+
+Pixel unshuffling and zero channels are isometries, reflected layers nearly so; a last layer with rows of length 1 turns
+distances into gaps of logits, with a constant for every pair of classes. Nothing is estimated on the way.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from mondeq.errors import ConfigError
+from mondeq.parameterizations import ReflectedConv2d, ReflectedDense
+from mondeq.pieces import NormalisedLinear, PadChannels, ResidualLayer
+from mondeq.presets.base import PRESETS, Images, Preset
+from mondeq.settings import POSITIVE, Several, Whole, setting
+
+
+@PRESETS.enrol("certified")
+@dataclass(frozen=True)
+class CertifiedPreset(Preset):
+    """Reflected convolutions after each halving of the resolution, reflected dense layers, a normalised head.
+
+    Pixels go in as they are: the constants are in pixels.
+    """
+
+    hidden: tuple[int, ...] = setting(
+        Several(Whole(1), least=1), (32, 64), help="certified: units per position after each halving of the image"
+    )
+    depth: int = setting(Whole(1), 1, help="certified: reflected layers at every resolution")
+    width: int = setting(Whole(1), 32, help="certified: channels after the first halving (zeros are added)")
+    dense: tuple[int, ...] = setting(
+        Several(Whole(1)), (), help="certified: units of reflected dense layers at the end"
+    )
+    kernel_size: int = setting(Whole(1), 3, help="side of the convolutions, odd (default 3)")
+    m: float = setting(POSITIVE, 0.1, help="strong monotonicity (default 1)")
+
+    recipe: ClassVar[dict[str, Any]] = {
+        "epochs": 20, "lr": 4e-3, "batch_size": 128, "tol": 2e-2, "shift": 2, "flip": True,
+    }  # fmt: skip
+    certified_recipe: ClassVar[dict[str, Any]] = recipe
+    digits_recipe: ClassVar[dict[str, Any]] = {"hidden": (16,), "width": 8, "flip": False, "shift": 0, "epochs": 10}
+    normalises: ClassVar[bool] = False
+
+    def pieces(self, images: Images) -> dict[str, nn.Module]:
+        channels, height, width = images.image_shape
+        factor = 2 ** len(self.hidden)
+        if height % factor or width % factor:
+            raise ConfigError(
+                f"`hidden` halves images {len(self.hidden)} times, and {height}×{width} pixels cannot be; use fewer"
+            )
+        pieces: dict[str, nn.Module] = {}
+        for level, hidden in enumerate(self.hidden):
+            channels, height, width = 4 * channels, height // 2, width // 2
+            pieces[f"unshuffle{level}"] = nn.PixelUnshuffle(2)
+            if level == 0 and channels < self.width:
+                pieces["pad"] = PadChannels(self.width)
+                channels = self.width
+            for number in range(self.depth):
+                linear = ReflectedConv2d(channels, hidden, (height, width), self.kernel_size, self.m)
+                pieces[f"conv{level}_{number}"] = ResidualLayer(linear, **self.equilibrium())
+        pieces["flatten"] = nn.Flatten()
+        entries = channels * height * width
+        for number, hidden in enumerate(self.dense):
+            dense = ReflectedDense(entries, hidden, self.m)
+            pieces[f"dense{number}"] = ResidualLayer(dense, **self.equilibrium())
+        pieces["head"] = NormalisedLinear(entries, images.classes)
+        return pieces
+
+    def largest(self, images: Images) -> int:
+        entries = max(math.prod(images.image_shape), self.width * images.pixels // images.image_shape[0] // 4)
+        widest = max(self.hidden)
+        return max(entries * max(images.classes, *self.dense, 1), widest * 4 ** len(self.hidden) * self.width * 9)
