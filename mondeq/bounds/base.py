@@ -50,6 +50,11 @@ class Bound:
     norm: str = "l2"
     seal: str = ""
 
+    @property
+    def is_certified(self) -> bool:
+        """Whether it is proved to be an upper bound."""
+        return self.kind != "estimate"
+
     def sealed(self, chain: Chain) -> Bound:
         """Return this bound as one that has been proved of the network of `chain`, in its norm."""
         seal = _seal(chain.owner, chain.norm, self.pairs)
@@ -157,7 +162,7 @@ def best_pairs(bounds: Mapping[str, Bound], owner: str | None = None, norm: str 
     """
     if not isinstance(bounds, Mapping) or not all(isinstance(bound, Bound) for bound in bounds.values()):
         raise InvalidType("`bounds` must be what lipschitz_bounds(model) returns: a dictionary of Bounds")
-    certified = {name: b for name, b in bounds.items() if b.kind == "certified" and b.pairs is not None}
+    certified = {name: b for name, b in bounds.items() if b.is_certified and b.pairs is not None}
     for name, bound in certified.items():
         if not bound.owner or bound.seal != _seal(bound.owner, bound.norm, bound.pairs):
             raise InvalidArgument(f"`bounds` hold {name!r}, which is not as it was proved; use lipschitz_bounds(model)")

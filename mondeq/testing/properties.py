@@ -288,7 +288,7 @@ def _promises(model: Network | Parameterization, exact: _Exact) -> list[_Promise
             return [state, exact.rows("W_o z", model.readout[0], model.gain)]
         return [state]
     bounds = lipschitz_bounds(model, chain=exact.chain)
-    smallest = min(b.value for b in bounds.values() if b.kind == "certified")
+    smallest = min(b.value for b in bounds.values() if b.is_certified)
     pairs = best_pairs(bounds)
     out = exact.chain.stages[-1].norm.euclidean()
     return [
