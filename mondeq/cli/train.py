@@ -66,7 +66,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help=f"{', '.join(PRESETS)}, or a FILE.json with a list of pieces; lipschitz is γ-Lipschitz for any weights",
+        help=f"{', '.join(PRESETS)}, or a FILE.json with a list of pieces; lipschitz and certified "
+        "are Lipschitz for any weights, and the default with --radius (certified: for colour images)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run folder; must be new or empty")
     parser.add_argument("--resume", action="store_true", help="continue the run in RUN with its own settings")
@@ -121,8 +122,7 @@ def _run(options: argparse.Namespace, device: torch.device) -> None:
         (config, make), preset = _stored_config(options), None
         dataset = load_data(*_stored_place(options))
     else:
-        settings = _new_settings(options)
-        dataset = load_data(options.data, options.data_dir)
+        settings, dataset = _new_run(options)
         config, make, preset = _new_config(settings, dataset)
     torch.manual_seed(config.seed)
     model = make()
@@ -240,12 +240,22 @@ def _preset(config: dict[str, Any]) -> dict[str, Any]:
     return preset if isinstance(preset, dict) else {}
 
 
-def _new_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What the user gave, over the recipe. Raises ConfigError for what is missing, RunError for a folder in use."""
-    if options.data is None or options.model is None:
+def _new_run(options: argparse.Namespace) -> tuple[dict[str, Any], data.Dataset]:
+    """Settings and data. Raises ConfigError for what is missing, RunError for a folder in use, before data are read."""
+    if options.data is None or (options.model is None and not options.radius):
         raise ConfigError(f"--data and --model are needed for a new run; data is one of {', '.join(data.names())}")
     if distributed.is_main():
         _check_free(options.out)
+    if options.model is not None:
+        return _new_settings(options), load_data(options.data, options.data_dir)
+    dataset = load_data(options.data, options.data_dir)
+    # What certifies best at a radius: a stack for colours, one dense layer for what is small and grey.
+    options.model = "certified" if dataset.train.images.shape[1] > 1 else "lipschitz"
+    return _new_settings(options), dataset
+
+
+def _new_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the user gave, over the recipe. Raises ConfigError for a setting of another model."""
     given, radius = _given(options), options.radius or 0.0
     if options.model in PRESETS:
         _refuse_foreign(given, _of_presets(), PRESETS[options.model], "model", options.model)

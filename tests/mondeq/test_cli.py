@@ -958,3 +958,25 @@ def test_data_that_lost_a_class_are_refused(call: Call, tmp_path: Path) -> None:
     model = classifier(image_shape=(1, 8, 8), classes=11, mean=(0.5,), std=(0.5,))
     mondeq.save(model, tmp_path, training={"data": "digits"})
     call.fails(1, "the run has 11 classes and the data 10; give the data as it was", "certify", tmp_path)
+
+
+def test_with_a_radius_colour_images_are_trained_by_the_certified_preset(
+    call: Callable[..., Called], tmp_path: Path
+) -> None:
+    """And grey ones by the lipschitz preset."""
+    generator = torch.Generator().manual_seed(0)
+    for name, bands in (("colour", 3), ("grey", 1)):
+        for split, count in (("train", 8), ("test", 4)):
+            for label in ("dark", "light"):
+                folder = tmp_path / name / split / label
+                folder.mkdir(parents=True)
+                for number in range(count):
+                    pixels = torch.randint(100, (8, 8, bands), generator=generator) + 120 * (label == "light")
+                    picture = pixels.squeeze(2).to(torch.uint8).numpy()
+                    Image.fromarray(picture).save(folder / f"{number}.png")
+    small = ("--radius", "0.1", "--epochs", "1", "--batch-size", "8")
+    for name, options, kind in (("colour", ("--hidden", "4", "--width", "12"), "certified"), ("grey", (), "lipschitz")):
+        out = tmp_path / f"run of {name}"
+        assert call("train", "--data", f"folder:{tmp_path / name}", "--out", out, *small, *options).code == 0
+        assert json.loads((out / "config.json").read_text())["preset"]["kind"] == kind
+        assert call("train", "--resume", "--out", out).code == 0
