@@ -110,7 +110,7 @@ def solver_name(solver: splitting.Solver) -> str:
 def check_activation(activation: splitting.Activation, state_shape: torch.Size) -> None:
     """Raise InvalidArgument unless σ is nondecreasing and 1-Lipschitz: known to be, or found so on a grid."""
     kind = type(activation)
-    if kind in (splitting.Masked, splitting.prox.Scaled):
+    if kind in (splitting.Masked, splitting.Scaled):
         check_activation(activation.inner, state_shape)  # type: ignore[attr-defined]  # both have one
         factor = getattr(activation, "factor", torch.ones((), device="cpu"))
         _require(kind, bool((factor > 0).all()), "has a factor that is not positive")

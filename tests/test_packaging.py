@@ -247,3 +247,16 @@ def test_a_wrong_arrow_is_seen_wherever_it_stands() -> None:
     front = {"splitting.errors": imports("import splitting\nfrom splitting import solve", "errors"), "splitting": set()}
     assert wrong_arrows(front, rooms) == ["splitting.errors → splitting"]
     assert wrong_arrows({"splitting.new": set()}, rooms) == ["splitting.new has no room"]
+
+
+def test_mondeq_uses_only_what_splitting_exports() -> None:
+    import splitting
+
+    exported = set(splitting.__all__)
+    for path in (ROOT / "mondeq").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "splitting":
+                assert node.module == "splitting", f"{path} imports from {node.module}"
+                assert {alias.name for alias in node.names} <= exported, path
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "splitting":
+                assert node.attr in exported, f"{path} uses splitting.{node.attr}"
