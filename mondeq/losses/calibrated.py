@@ -29,8 +29,8 @@ class Calibrated(Loss):
     """Cross-entropy of (radius − r_j)/s over rivals j and 0 for the label, r_j = (y_label − y_j)/L_{label,j}.
 
     s = 2·radius/(Q(1 − p/2) − Q(p/2)), Q(u) = log(u/(1 − u)): over the width of two radii the logistic function goes
-    from p/2 to 1 − p/2, so that the loss tells apart gaps that differ by as much as the adversary can move them. Gaps are
-    measured in radii of the input, and no scale of logits is left to choose. Radius 0: plain cross-entropy.
+    from p/2 to 1 − p/2, so that the loss tells apart gaps that differ by as much as the adversary can move them. Gaps
+    are measured in radii of the input, and no scale of logits is left to choose. Radius 0: plain cross-entropy.
     Source: the calibrated Lipschitz-margin loss of Losch, Stutz, Schiele & Fritz 2023.
     """
 
