@@ -111,10 +111,10 @@ def _required(chain: Chain) -> _Setting:
 
 def _constants(problem: _Problem, head: Tensor, pairs: Tensor) -> float:
     """The constant of all logits; those of their gaps are written to `pairs`."""
-    for i in range(len(head)):
-        for j in range(i):
-            pairs[i, j] = pairs[j, i] = problem.prove((head[i] - head[j])[None])
-    return problem.prove(head)
+    first, second = torch.tril_indices(len(head), len(head), -1, device=head.device)
+    gaps = problem.prove((head[first] - head[second])[:, None])
+    pairs[first, second] = pairs[second, first] = torch.tensor(gaps, dtype=pairs.dtype, device=pairs.device)
+    return problem.prove(head[None])[0]
 
 
 # The search costs a few n³ products per step: seconds up to here, minutes beyond.
@@ -147,13 +147,14 @@ def optimised_metric(chain: Chain, *, steps: int = 150) -> Tensor:
         gamma, t = _Problem.of(blocks, None).proposed(head)
     except LinAlgError:
         return start
+    gram, output = inputs @ inputs.mT, head.mT @ head
     best, best_value = start, gamma
     with torch.enable_grad():
         log_metric = (start * t).log().to(matrix).requires_grad_()
         optimizer = torch.optim.Adam([log_metric], lr=0.05)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = 0.025 * (1 + math.cos(math.pi * step / steps))
-            value = _smallest_constant(log_metric.exp(), matrix, inputs, head)
+            value = _smallest_constant(log_metric.exp(), matrix, gram, output)
             if not bool(torch.isfinite(value)):
                 break
             if float(value.detach()) < best_value:
@@ -164,15 +165,22 @@ def optimised_metric(chain: Chain, *, steps: int = 150) -> Tensor:
     return best
 
 
-def _smallest_constant(metric: Tensor, matrix: Tensor, inputs: Tensor, head: Tensor) -> Tensor:
-    """λ_max(K⁻¹(BBᵀ + CᵀC)), differentiable in the metric; NaN where K is not positive definite."""
+def _smallest_constant(metric: Tensor, matrix: Tensor, gram: Tensor, head: Tensor) -> Tensor:
+    """λ_max(K⁻¹(BBᵀ + CᵀC)), differentiable in the metric; NaN where K is not positive definite.
+
+    Its gradient is that of the Rayleigh quotient vᵀ(BBᵀ + CᵀC)v/vᵀKv at the eigenvector v: no derivatives of
+    factorisations are needed. gram: UUᵀ. head: CᵀC.
+    """
     scaled = metric[:, None] * matrix
-    chol, info = torch.linalg.cholesky_ex(scaled + scaled.mT)
-    if int(info) != 0:
-        return metric.new_tensor(math.nan)
-    columns = torch.cat([metric[:, None] * inputs, head.mT], dim=1)
-    half = torch.linalg.solve_triangular(chol, columns, upper=False)
-    return torch.linalg.eigvalsh(half @ half.mT)[-1]
+    products = metric[:, None] * gram * metric + head
+    with torch.no_grad():
+        chol, info = torch.linalg.cholesky_ex(scaled + scaled.mT)
+        if int(info) != 0:
+            return metric.new_tensor(math.nan)
+        half = torch.linalg.solve_triangular(chol, products, upper=False)
+        _, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(chol, half.mT, upper=False))
+        v = torch.linalg.solve_triangular(chol.mT, vectors[:, -1:], upper=True)[:, 0]
+    return (v @ products @ v) / (2 * (v @ scaled @ v))
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +194,7 @@ class _Problem:
     symmetric: Tensor  # K
     symmetric_size: float  # ‖ΛA‖_F, which the rounding of K is relative to
     inputs: Tensor  # B = ΛU diag(1/std)
+    gram: Tensor  # BBᵀ
     chol: Tensor  # L
     modes: Tensor  # eigenvectors of H
     levels: Tensor  # its eigenvalues
@@ -203,18 +212,26 @@ class _Problem:
         # Where K is not positive definite nothing can be proved, and NaN propagates to a bound of inf.
         chol, info = torch.linalg.cholesky_ex(symmetric)
         chol = chol if int(info) == 0 else torch.full_like(chol, math.nan)
+        gram = inputs @ inputs.mT
         half = torch.linalg.solve_triangular(chol, inputs, upper=False)
         h = half @ half.mT
         levels, modes = torch.linalg.eigh(h) if int(info) == 0 else (chol[0], chol)
         size = verified.times_power(size, -power)
-        return _Problem(symmetric, size, inputs, chol, modes, levels.clamp_min(0), input_power - power, input_power)
+        return _Problem(
+            symmetric, size, inputs, gram, chol, modes, levels.clamp_min(0), input_power - power, input_power
+        )
 
-    def prove(self, C: Tensor) -> float:
-        """A γ for which the inequality is proved to hold with output C z, C (rows, n); inf if none is found."""
-        if not bool(C.any()) or not bool(self.inputs.any()):
+    def prove(self, outputs: Tensor) -> list[float]:
+        """For each output C z, C in (outputs, rows, n), a γ for which the inequality is proved; inf where none is."""
+        if not bool(self.inputs.any()):
+            return [0.0] * len(outputs)
+        scaled = [verified.normalised(C) for C in outputs]
+        proposed = self._propose(torch.stack([C for C, _ in scaled])) if scaled else []
+        return [self._prove(C, power, *found) for (C, power), found in zip(scaled, proposed, strict=True)]
+
+    def _prove(self, C: Tensor, power: int, gamma: float, t: float) -> float:
+        if not bool(C.any()):
             return 0.0
-        C, power = verified.normalised(C)
-        gamma, t = self._propose(C)
         slack = 1e-9
         while math.isfinite(gamma) and slack < 1e-2:
             if self._holds(C, gamma * (1 + slack), t):
@@ -226,12 +243,12 @@ class _Problem:
     def proposed(self, C: Tensor) -> tuple[float, float]:
         """γ and t for output C z in their own units; not proved."""
         C, power = verified.normalised(C)
-        gamma, t = self._propose(C)
+        ((gamma, t),) = self._propose(C[None])
         return verified.times_power(gamma, self.exponent + power), verified.times_power(t, power - self.input_exponent)
 
     def _holds(self, C: Tensor, gamma: float, t: float) -> bool:
         """Whether t K − (t² BBᵀ + CᵀC)/γ ⪰ 0 is proved, rounding included."""
-        products = t * t * (self.inputs @ self.inputs.mT) + C.mT @ C
+        products = t * t * self.gram + C.mT @ C
         matrix = t * self.symmetric - products / gamma
         matrix = (matrix + matrix.mT) / 2
         size = 2 * t * self.symmetric_size + float(t * t * self.inputs.square().sum() + C.square().sum()) / gamma
@@ -239,22 +256,23 @@ class _Problem:
         rounding = 2 * verified.gamma(self.inputs.shape[1] + 16) * size
         return verified.smallest_eigenvalue(matrix, perturbation=rounding) >= 0
 
-    def _propose(self, C: Tensor) -> tuple[float, float]:
-        """The best (γ, t) in floating point, by golden-section search over μ."""
+    def _propose(self, outputs: Tensor) -> list[tuple[float, float]]:
+        """The best (γ, t) of each output in floating point, by golden-section search over μ, all at the same time."""
         top = float(self.levels[-1])
         if not 0 < top < math.inf:
-            return math.inf, 1.0
-        p = self.modes.mT @ torch.linalg.solve_triangular(self.chol, C.mT, upper=False)
+            return [(math.inf, 1.0)] * len(outputs)
+        p = self.modes.mT @ torch.linalg.solve_triangular(self.chol, outputs.mT, upper=False)
 
-        def squared(mu: float) -> float:
-            weighted = p * (mu / (mu - self.levels).sqrt())[:, None]
-            return float(torch.linalg.eigvalsh(weighted.mT @ weighted)[-1])
+        def squared(mu: Tensor) -> Tensor:
+            weighted = p * (mu[:, None] / (mu[:, None] - self.levels).sqrt())[:, :, None]
+            return torch.linalg.eigvalsh(weighted.mT @ weighted)[:, -1]
 
-        low, high = top * (1 + 1e-9), 2 * top
+        low, high = (torch.full_like(outputs[:, 0, 0], end) for end in (top * (1 + 1e-9), 2 * top))
         golden = (math.sqrt(5) - 1) / 2
         for _ in range(50):
             left, right = high - golden * (high - low), low + golden * (high - low)
-            low, high = (low, right) if squared(left) < squared(right) else (left, high)
+            lower = squared(left) < squared(right)
+            low, high = torch.where(lower, low, left), torch.where(lower, right, high)
         mu = (low + high) / 2
-        gamma = math.sqrt(squared(mu))
-        return gamma, gamma / mu
+        gamma = squared(mu).sqrt()
+        return list(zip(gamma.tolist(), (gamma / mu).tolist(), strict=True))

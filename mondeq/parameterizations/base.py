@@ -32,8 +32,9 @@ class Parameterization(nn.Module, ABC):
 
     Settings: ClassVar[type[AnySettings]] = NoSettings
     # Tight enough for the error of the solver to cost nothing of a radius that matters.
-    proving_solver: ClassVar[splitting.Solver] = splitting.Anderson(splitting.PeacemanRachford())
-    proving_tol: ClassVar[float] = 1e-10
+    # A tuned step of Peaceman–Rachford takes a third of the time of an accelerated one, and twice as many are needed.
+    proving_solver: ClassVar[splitting.Solver] = splitting.PeacemanRachford()
+    proving_tol: ClassVar[float] = 2e-11
 
     state_shape: torch.Size
     in_features: int

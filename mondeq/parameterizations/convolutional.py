@@ -39,9 +39,7 @@ class ConvolutionalInput(Parameterization):
     Their states are images with `channels` channels on a torus k − 1 larger than the input.
     """
 
-    # The states of convolutions are large, and their operators well conditioned: there 1e-7 costs a certificate less
-    # than a millionth of its radius, and acceleration more than it saves.
-    proving_solver = splitting.PeacemanRachford()
+    # The states of convolutions are large: 1e-7 costs a certificate less than a millionth of its radius.
     proving_tol = 1e-7
 
     def __init__(self, in_channels: int, channels: int, image_size: int | tuple[int, int], kernel_size: int) -> None:
