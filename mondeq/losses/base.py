@@ -43,7 +43,7 @@ class Loss(ABC):
     Settings: ClassVar[type[AnySettings]] = NoSettings
 
     def __init__(self, settings: Any = None) -> None:
-        self.settings = self.Settings() if settings is None else settings
+        self.settings: Any = self.Settings() if settings is None else settings
 
     @abstractmethod
     def __call__(self, logits: Tensor, labels: Tensor, constants: Tensor, progress: Progress) -> Tensor:
