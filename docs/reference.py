@@ -29,7 +29,7 @@ PAGES = {
     "splitting/operators": ("Operators", ["splitting.operators"]),
     "splitting/activations": ("Activations", ["splitting.prox"]),
     "splitting/solvers": ("Solvers", ["splitting.solvers", "splitting.steps"]),
-    "splitting/solve": ("Solve and gradients", ["splitting.solve", "splitting.implicit", "splitting.errors"]),
+    "splitting/solve": ("Solve and gradients", ["splitting.loop", "splitting.implicit", "splitting.errors"]),
     "splitting/checks": ("Checks", ["splitting.checks"]),
     "mondeq/networks": (
         "Networks and layers",

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from splitting.errors import InvalidArgument, InvalidType
+from splitting.loop import OnFailure, Solution, announce, run
 from splitting.problems import Problem
-from splitting.solve import OnFailure, Solution, announce, run
 from splitting.solvers import Solver
 
 Monitor = Callable[[str, Solution], None]
