@@ -188,7 +188,7 @@ class DenseInput(Parameterization):
     def input_norm(self, scale: Tensor) -> float:
         root = self._root_metric()
         matrix = root[:, None] * self.U.detach().double() * scale.double()
-        rounding = 4 * verified.gamma(1) * norms.frobenius(matrix)
+        rounding = 4 * verified.rounding_factor(1) * norms.frobenius(matrix)
         return verified.spectral_norm(matrix, perturbation=rounding)
 
     def input_norm_estimate(self, scale: Tensor) -> Tensor:
@@ -199,10 +199,10 @@ class DenseInput(Parameterization):
 
     def source_rounding(self, size: Tensor) -> Tensor:
         magnitude = size @ self.U.detach().double().abs().mT + self.b.detach().double().abs()
-        gamma, root = verified.gamma(self.in_features + 8, self.U.dtype), self._root_metric()
+        factor, root = verified.rounding_factor(self.in_features + 8, self.U.dtype), self._root_metric()
         # Products below the normal numbers may vanish, whatever their size is relative to c.
         vanished = (self.in_features + 8) * torch.finfo(self.U.dtype).tiny * norms.frobenius(root)
-        return gamma * verified.vector_norm(magnitude * root) + vanished
+        return factor * verified.vector_norm(magnitude * root) + vanished
 
     def _root_metric(self) -> Tensor:
         """The diagonal of Λ^½, float64."""

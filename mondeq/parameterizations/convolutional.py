@@ -102,7 +102,7 @@ class ConvolutionalInput(Parameterization):
         # Products below the normal numbers may vanish, whatever their size is relative to c.
         vanished = terms * torch.finfo(self.U.dtype).tiny * self.state_shape.numel() ** 0.5
         magnitude = self._magnitude(size).permute(2, 0, 1)
-        return verified.gamma(terms, self.U.dtype) * verified.vector_norm(magnitude) + vanished
+        return verified.rounding_factor(terms, self.U.dtype) * verified.vector_norm(magnitude) + vanished
 
     def input_norm(self, scale: Tensor) -> float:
         kernel = self._scaled_input(scale.double(), self.U.detach().double())

@@ -97,7 +97,7 @@ class GramSkewOperator(splitting.DenseOperator):
         entries = size * size + 2 * norms.frobenius(G.double()) + float(m)
         # Products below the normal numbers may vanish, whatever their size is relative to A.
         vanished = 4 * (len(F) + 4) * len(G) * torch.finfo(self.dtype).tiny
-        return verified.round_down(float(m) - verified.gamma(len(F) + 4, self.dtype) * entries - vanished)
+        return verified.round_down(float(m) - verified.rounding_factor(len(F) + 4, self.dtype) * entries - vanished)
 
     def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
         F, _, _ = self.tensors

@@ -57,7 +57,7 @@ def proved_monotonicity(m: Tensor, F: Tensor, G: Tensor) -> float:
     exact = float(m.detach())
     # Products below the normal numbers may vanish, whatever their size is relative to A.
     vanished = 16 * terms * channels * height * width * torch.finfo(F.dtype).tiny
-    error = verified.gamma(terms, F.dtype) * (f * f + 2 * g + exact) * (1 + 1e-12) + vanished
+    error = verified.rounding_factor(terms, F.dtype) * (f * f + 2 * g + exact) * (1 + 1e-12) + vanished
     return verified.round_down(exact - error)
 
 

@@ -111,7 +111,7 @@ class ReflectedDense(DenseInput, Reflected):
         terms = self.features + 4
         size = z.double().abs() @ self.U.detach().double().abs()
         vanished = terms * self.in_features * torch.finfo(self.U.dtype).tiny
-        return verified.gamma(terms, self.U.dtype) * verified.vector_norm(size) + vanished
+        return verified.rounding_factor(terms, self.U.dtype) * verified.vector_norm(size) + vanished
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class ReflectedConv2d(ConvolutionalInput, Reflected):
         terms = self.hidden * self.kernel_size**2 + 4
         size = _crop_transposed(z.double().abs(), self.U.detach().double().abs())
         vanished = terms * self.in_features * torch.finfo(self.U.dtype).tiny
-        return verified.gamma(terms, self.U.dtype) * verified.vector_norm(size) + vanished
+        return verified.rounding_factor(terms, self.U.dtype) * verified.vector_norm(size) + vanished
 
 
 def _crop_transposed(z: Tensor, kernel: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class LinearProof(Proof):
         # In coordinates in which the norm of the inputs is the 2-norm.
         self.scaled = self.weight if norm.root is None else self.weight / norm.root.flatten()
         # Each entry is right to a few roundings.
-        self.error = 4 * verified.gamma(1) * norms.frobenius(self.scaled)
+        self.error = 4 * verified.rounding_factor(1) * norms.frobenius(self.scaled)
         self.constant = verified.spectral_norm(self.scaled, perturbation=self.error)
         self.norm, self.out_shape = Norm(), torch.Size((len(weight),))
 
@@ -50,7 +50,7 @@ class LinearProof(Proof):
 
     @property
     def _rounding(self) -> float:
-        return verified.gamma(self.weight.shape[1] + 5)
+        return verified.rounding_factor(self.weight.shape[1] + 5)
 
     @property
     def _vanished(self) -> float:
@@ -201,7 +201,9 @@ class _ConvolutionProof(Proof):
         value = functional.conv2d(ball.centre, kernel, bias, **options)
         size = functional.conv2d(ball.centre.abs(), kernel.abs(), bias.abs(), **options)
         terms = kernel[0].numel() + 5
-        own = verified.gamma(terms) * verified.vector_norm(size) + terms * verified.UNDERFLOW * size[0].numel()
+        own = (
+            verified.rounding_factor(terms) * verified.vector_norm(size) + terms * verified.UNDERFLOW * size[0].numel()
+        )
         return Ball(value, scaled_radius(self.constant, ball.radius) + own, self.norm)
 
 

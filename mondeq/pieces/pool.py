@@ -24,7 +24,7 @@ class _PoolProof(Proof):
         self.constant = 1 / size if gain == 1 else verified.round_up(gain / size)
 
     def enclose(self, ball: Ball) -> Ball:
-        rounding = verified.gamma(self.size**2 + 5) * verified.vector_norm(self.pool(ball.centre.abs()))
+        rounding = verified.rounding_factor(self.size**2 + 5) * verified.vector_norm(self.pool(ball.centre.abs()))
         own = rounding + self.out_shape.numel() * self.size**2 * verified.UNDERFLOW
         return Ball(self.pool(ball.centre), scaled_radius(self.constant, ball.radius) + own, self.norm)
 

@@ -84,6 +84,6 @@ class _ResidualProof(Proof):
             (2 * m) ** -0.5 if m > 0 else torch.inf
         )
         pulled = self.linear.pull(solution.value)
-        rounding = 4 * verified.gamma(1) * (verified.vector_norm(x) + verified.vector_norm(pulled))
+        rounding = 4 * verified.rounding_factor(1) * (verified.vector_norm(x) + verified.vector_norm(pulled))
         rounding = rounding + self.linear.pull_rounding(solution.value)
         return Ball(x - pulled, scaled_radius(self.constant, ball.radius) + (own + rounding) * (1 + 1e-12), self.norm)

@@ -188,10 +188,10 @@ class Torus:
             The bound, relative.
         """
         if not self._by_product:
-            return verified.gamma(64 * math.ceil(math.log2(self.height * self.width)) + 64, dtype)
+            return verified.rounding_factor(64 * math.ceil(math.log2(self.height * self.width)) + 64, dtype)
         rows, (first, second) = self._factors
         spread = (first + 2) / math.sqrt(first) + sum(2 * math.sqrt(f) for f in (second, *rows) if f > 1)
-        return 2 * verified.gamma(2 * max(first, *rows) + 16, dtype) * spread
+        return 2 * verified.rounding_factor(2 * max(first, *rows) + 16, dtype) * spread
 
     def _tap_phases(self, sides: Sequence[int], like: Tensor, stride: int, *, weighted: bool = False) -> Tensor:
         return _tap_phases(self, tuple(sides), stride, weighted, like.dtype, like.device)
