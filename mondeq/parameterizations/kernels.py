@@ -28,7 +28,14 @@ def gram_skew(m: Tensor, F: Tensor, G: Tensor) -> Tensor:
 
 
 def gram(F: Tensor) -> Tensor:
-    """The kernel of FᵀF, with sides 2k − 1: Σ_t F_tᵀ F_{t+d} at d."""
+    """The kernel of FᵀF, with sides 2k − 1: Σ_t F_tᵀ F_{t+d} at d.
+
+    Args:
+        F: (any, channels, k, k).
+
+    Returns:
+        (channels, channels, 2k − 1, 2k − 1).
+    """
     out, inner, height, width = F.shape
     taps = F.permute(2, 3, 1, 0).reshape(-1, out)
     products = (taps @ taps.mT).view(height * width, inner, height * width, inner).transpose(1, 2)
@@ -62,5 +69,12 @@ def proved_monotonicity(m: Tensor, F: Tensor, G: Tensor) -> float:
 
 
 def transposed(kernel: Tensor) -> Tensor:
-    """The kernel of the adjoint correlation."""
+    """The kernel of the adjoint correlation.
+
+    Args:
+        kernel: (out, in, k, k).
+
+    Returns:
+        (in, out, k, k).
+    """
     return kernel.transpose(0, 1).flip(2, 3)
