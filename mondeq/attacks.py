@@ -15,6 +15,11 @@ from mondeq.modes import proving
 from mondeq.network import Network, detached_copy
 from splitting import InvalidArgument
 
+__all__ = [
+    "AttackedAccuracy",
+    "accuracy_under_attack",
+]
+
 # (rival, random start): the rival class is the likeliest other at every point, or number 1, 2, … at the clean image.
 _SEARCHES = ((0, False), (0, True), (1, False), (2, True))
 

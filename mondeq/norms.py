@@ -18,6 +18,15 @@ from torch import Tensor
 from mondeq.registry import Registry
 from splitting import verified
 
+__all__ = [
+    "L2",
+    "NORMS",
+    "Ball",
+    "InputNorm",
+    "LInf",
+    "Norm",
+]
+
 
 class InputNorm(ABC):
     """A norm of images, by its name in `NORMS`.
@@ -42,6 +51,7 @@ class InputNorm(ABC):
 
 
 NORMS: Registry[InputNorm] = Registry("norm")
+"""The norms of images by the names that `norm=` and `--norm` take."""
 
 
 @NORMS.enrol("l2")

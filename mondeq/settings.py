@@ -17,6 +17,25 @@ from typing import Any, Self
 from mondeq import values
 from mondeq.errors import ConfigError
 
+__all__ = [
+    "NONNEGATIVE",
+    "POSITIVE",
+    "SHARE",
+    "Choice",
+    "Mapping",
+    "NoSettings",
+    "Optional",
+    "Real",
+    "Rule",
+    "Settings",
+    "Several",
+    "Text",
+    "Truth",
+    "Whole",
+    "number",
+    "setting",
+]
+
 _LARGEST = 2**63 - 1  # torch counts entries in int64, and takes no larger seeds
 
 
@@ -88,8 +107,11 @@ class Real(Rule):
 
 
 POSITIVE = Real()
+"""The rule of finite numbers > 0."""
 NONNEGATIVE = Real("a finite number ≥ 0", lambda value: value >= 0)
+"""The rule of finite numbers ≥ 0."""
 SHARE = Real("in [0, 1]", lambda value: 0 <= value <= 1)
+"""The rule of numbers in [0, 1]."""
 
 
 @dataclass(frozen=True)

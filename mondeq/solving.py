@@ -17,7 +17,9 @@ from mondeq.settings import POSITIVE, Choice, Optional, Real, Settings, Several,
 from splitting import InvalidArgument, SplittingError
 
 ACTIVATIONS: Registry[splitting.Activation] = Registry("activation")
+"""The activations by the names that saved networks and the command line know them by."""
 SOLVERS: Registry[splitting.Solver] = Registry("solver")
+"""The solvers by the names that saved networks and the command line know them by, each with its own defaults."""
 
 # Nondecreasing and 1-Lipschitz for every parameter that they accept.
 _PROVED_ACTIVATIONS: dict[str, type[splitting.Activation]] = {

@@ -17,9 +17,11 @@ T = TypeVar("T", float, Tensor)
 # What torch's settings of float32 products mean: the unit roundoff of the format that factors are rounded to.
 _FLOAT32_PRODUCT_ROUNDOFF = {"none": 2.0**-24, "ieee": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8}
 
-# No operation is off by more than this where its result leaves the normal numbers of float64, even where the processor
-# is told to take subnormal numbers for 0 (`torch.set_flush_denormal`).
 UNDERFLOW = 2.0**-1022
+"""What an operation may be off by where its result leaves the normal numbers of float64.
+
+That holds even where the processor is told to take subnormal numbers for 0 (`torch.set_flush_denormal`).
+"""
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:

@@ -176,6 +176,7 @@ class BoundMethod(ABC):
 
 
 BOUNDS: Registry[BoundMethod] = Registry("bound")
+"""The methods of bounding by the names that `lipschitz_bounds` gives their results."""
 
 
 def best_pairs(bounds: Mapping[str, Bound], owner: str | None = None, norm: str = "l2") -> Tensor:

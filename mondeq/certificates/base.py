@@ -119,6 +119,7 @@ class Certificate(ABC):
 
 
 CERTIFICATES: Registry[Certificate] = Registry("certificate")
+"""The ways to certify predictions by the names that reports have."""
 
 
 class Certifier:

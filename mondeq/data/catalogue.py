@@ -25,6 +25,7 @@ class Loader(ABC):
 
 
 DATASETS: Registry[Loader] = Registry("data set")
+"""The data sets by the names that `load` and `mondeq train --data` take."""
 
 
 @DATASETS.enrol("digits")

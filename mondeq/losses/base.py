@@ -62,6 +62,7 @@ class Loss(ABC):
 
 
 LOSSES: Registry[Loss] = Registry("loss")
+"""The losses by the names that `mondeq train --loss` takes."""
 
 
 def margins(logits: Tensor, labels: Tensor, constants: Tensor, radius: float) -> Tensor:

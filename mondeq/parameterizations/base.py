@@ -220,6 +220,7 @@ class Parameterization(nn.Module, ABC):
 
 
 PARAMETERIZATIONS: Registry[Parameterization] = Registry("parameterization")
+"""The kinds of parameterizations by the names that saved networks know them by."""
 
 
 class Readable(Parameterization):

@@ -294,6 +294,7 @@ class Piece(nn.Module, Arithmetic):
 
 
 PIECES: Registry[Arithmetic] = Registry("piece")
+"""The kinds of pieces by the names that saved networks know them by."""
 
 
 class Adapter(Arithmetic):

@@ -140,6 +140,7 @@ class Preset(SolveSettings, ActivationSettings):
 
 
 PRESETS: Registry[Preset] = Registry("kind")
+"""The presets by the names that `mondeq train --model` and `ModelConfig` take."""
 
 
 def _counted(entries: tuple[Any, ...] | None, name: str) -> str:

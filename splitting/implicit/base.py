@@ -15,7 +15,7 @@ from splitting.problems import Problem
 from splitting.solvers import Solver
 
 Monitor = Callable[[str, Solution], None]
-"""("forward" | "backward", solution) ↦ nothing; it must not change the solution's value."""
+"""Who is told of every solve: ("forward" | "backward", solution) ↦ nothing. It must not change the value."""
 
 
 @dataclass(frozen=True, eq=False)
