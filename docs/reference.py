@@ -1,8 +1,9 @@
 """The pages of the site that no file in docs/ holds: the reference, and the files at the top of the repository.
 
-MkDocs calls the `on_…` functions. A reference page shows the names in `__all__` of the public packages that are defined
-in its rooms, room after room, so a new public name appears by itself. One that is defined in no room of a page, or that
-has no docstring, or a docstring with a section that is none, ends the build.
+MkDocs calls the `on_…` functions. A reference page shows the names in `__all__` of the public packages and modules that
+are defined in its rooms, room after room, so a new public name appears by itself, once. One that is defined in no room
+of a page, or that has no docstring, or a docstring with a section that is none, ends the build. The docstring of data
+is a string below the assignment.
 """
 
 import argparse
@@ -29,22 +30,42 @@ PAGES = {
     "splitting/operators": ("Operators", ["splitting.operators"]),
     "splitting/activations": ("Activations", ["splitting.prox"]),
     "splitting/solvers": ("Solvers", ["splitting.solvers", "splitting.steps"]),
-    "splitting/solve": ("Solve and gradients", ["splitting.solve", "splitting.implicit", "splitting.errors"]),
+    "splitting/solve": ("Solve and gradients", ["splitting.loop", "splitting.implicit", "splitting.errors"]),
     "splitting/checks": ("Checks", ["splitting.checks"]),
-    "mondeq/networks": (
-        "Networks and layers",
-        [
-            *("mondeq.network", "mondeq.pieces", "mondeq.presets", "mondeq.runs", "mondeq.original", "mondeq.errors"),
-            *("mondeq.registry", "mondeq.settings", "mondeq.solving", "mondeq.norms"),
-        ],
+    "splitting/proofs": (
+        "Proved numbers, kept values",
+        ["splitting.verified", "splitting.norms", "splitting.context", "splitting.derived"],
     ),
+    "mondeq/networks": ("Networks", ["mondeq.network", "mondeq.runs", "mondeq.original", "mondeq.errors"]),
+    "mondeq/pieces": ("Pieces and norms", ["mondeq.pieces", "mondeq.norms"]),
+    "mondeq/presets": ("Presets", ["mondeq.presets"]),
     "mondeq/parameterizations": ("Parameterizations", ["mondeq.parameterizations"]),
-    "mondeq/certificates": ("Bounds and certificates", ["mondeq.bounds", "mondeq.certificates"]),
-    "mondeq/training": ("Training", ["mondeq.training", "mondeq.losses"]),
+    "mondeq/certificates": ("Bounds and certificates", ["mondeq.bounds", "mondeq.certificates", "mondeq.attacks"]),
+    "mondeq/training": ("Training and losses", ["mondeq.training", "mondeq.losses"]),
+    "mondeq/registries": ("Registries and settings", ["mondeq.registry", "mondeq.settings", "mondeq.solving"]),
     "mondeq/data": ("Data", ["mondeq.data"]),
     "mondeq/testing": ("Testing", ["mondeq.testing"]),
 }
-PACKAGES = ("splitting", "mondeq", "mondeq.training", "mondeq.data", "mondeq.testing")
+# Where public names are; one that several of them have is shown under that of the first.
+PUBLIC = (
+    "splitting",
+    "splitting.operators",
+    "splitting.prox",
+    "splitting.solvers",
+    "mondeq",
+    "mondeq.pieces",
+    "mondeq.norms",
+    "mondeq.presets",
+    "mondeq.parameterizations",
+    "mondeq.bounds",
+    "mondeq.certificates",
+    "mondeq.attacks",
+    "mondeq.training",
+    "mondeq.losses",
+    "mondeq.settings",
+    "mondeq.data",
+    "mondeq.testing",
+)
 SECTIONS = {"Args", "Attributes", "Example", "Examples", "Note", "Raises", "Returns", "Warns", "Yields"}
 COMMAND_LINE = "reference/mondeq/command_line.md"
 
@@ -78,7 +99,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def reference() -> dict[str, str]:
     """Page → its text."""
-    names = {f"{package}.{name}": defined(package, name) for package in PACKAGES for name in exports(package)}
+    found = [(f"{package}.{name}", defined(package, name)) for package in PUBLIC for name in exports(package)]
+    first = {place: public for public, place in reversed(found)}
+    names = {public: place for public, place in found if first[place] == public}
     placed = {public: page_of(place) for public, place in names.items()}
     wrong = [f"`{public}`: `{names[public]}` is in no room of a page" for public, page in placed.items() if not page]
     wrong += [f"`{public}` has no docstring" for public in names if not documented(public)]
@@ -101,9 +124,16 @@ def exports(package: str) -> list[str]:
 
 
 def defined(package: str, name: str) -> str:
-    """Where a public name comes from, as a dotted name."""
+    """Where a public name comes from, as a dotted name: of data, the module that assigns it."""
     value = getattr(importlib.import_module(package), name)
-    return f"{getattr(value, '__module__', package)}.{getattr(value, '__qualname__', name)}"
+    if inspect.ismodule(value):
+        return value.__name__
+    if inspect.isclass(value) or inspect.isroutine(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    body = ast.parse(inspect.getsource(importlib.import_module(package))).body
+    imported = [(node.module, alias) for node in body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    sources = [(module, alias.name) for module, alias in imported if name == (alias.asname or alias.name)]
+    return defined(str(sources[0][0]), sources[0][1]) if sources else f"{package}.{name}"
 
 
 def page_of(place: str) -> str | None:
@@ -111,18 +141,18 @@ def page_of(place: str) -> str | None:
 
 
 def lies_in(place: str, room: str) -> bool:
-    return place.startswith(f"{room}.")
+    return place == room or place.startswith(f"{room}.")
 
 
 def documented(public: str) -> bool:
-    """Whether a class or function has a docstring of its own, or a constant a string below it."""
+    """Whether a class, function or module has a docstring of its own, or data a string below the assignment."""
     package, _, name = public.rpartition(".")
-    module = importlib.import_module(package)
-    value = getattr(module, name)
-    if inspect.isclass(value) or inspect.isroutine(value):
+    value = getattr(importlib.import_module(package), name)
+    if inspect.isclass(value) or inspect.isroutine(value) or inspect.ismodule(value):
         # dataclass makes one, `Name(fields)`, where there is none
         return not (value.__doc__ or f"{name}(").startswith(f"{name}(")
-    return name in constants(inspect.getsource(module))
+    place, _, own = defined(package, name).rpartition(".")
+    return own in constants(inspect.getsource(importlib.import_module(place)))
 
 
 def no_sections(public: str) -> list[str]:
@@ -143,7 +173,7 @@ def constants(text: str) -> set[str]:
     """The constants of a source file that a string below them documents."""
     body = ast.parse(text).body
     return {
-        node.targets[0].id if isinstance(node, ast.Assign) else node.target.id
+        ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
         for node, below in itertools.pairwise(body)
         if isinstance(node, ast.Assign | ast.AnnAssign)
         if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)

@@ -15,7 +15,16 @@ _LABEL_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def check_images(shape: Sequence[int], images: Tensor) -> None:
-    """Raise unless `images` are floating point and of shape (batch, *shape)."""
+    """Raise unless images are floating point and of the shape that a network takes.
+
+    Args:
+        shape: The shape of one sample.
+        images: What is to be (batch, *shape).
+
+    Raises:
+        InvalidType: They are no tensor.
+        InvalidArgument: They have another shape, or are not floating point.
+    """
     if not isinstance(images, Tensor):
         raise InvalidType(f"`images` must be a tensor, got a {type(images).__name__}; use torch.as_tensor(images)")
     if tuple(images.shape[1:]) != tuple(shape):
@@ -25,13 +34,30 @@ def check_images(shape: Sequence[int], images: Tensor) -> None:
 
 
 def check_floating(images: Tensor) -> None:
-    """Raise unless `images` are floating point: bytes are not pixels in [0, 1]."""
+    """Raise unless images are floating point: bytes are not pixels in [0, 1].
+
+    Args:
+        images: A tensor.
+
+    Raises:
+        InvalidArgument: They are not.
+    """
     if not images.is_floating_point():
         raise InvalidArgument(f"`images` must be floating point in [0, 1], got {images.dtype}; divide bytes by 255")
 
 
 def check_values(images: Tensor, device: torch.device, consequence: str) -> None:
-    """Raise unless `images` are on `device` and finite."""
+    """Raise unless images are where the weights are, and finite.
+
+    Args:
+        images: A tensor.
+        device: Where the weights are.
+        consequence: What NaN or inf would mean, for the message.
+
+    Raises:
+        InvalidType: They are elsewhere.
+        InvalidArgument: They hold NaN or inf.
+    """
     if images.device != device:
         raise InvalidType(f"`images` are on {images.device}, the weights on {device}; move one of them")
     if not bool(torch.isfinite(images).all()):
@@ -39,7 +65,17 @@ def check_values(images: Tensor, device: torch.device, consequence: str) -> None
 
 
 def check_labels(classes: int, labels: Tensor, count: int) -> None:
-    """Raise unless `labels` are `count` integers that name classes."""
+    """Raise unless labels are integers that name classes.
+
+    Args:
+        classes: How many classes there are.
+        labels: What is to be (count,) integers in 0 … classes − 1.
+        count: How many labels there are to be.
+
+    Raises:
+        InvalidType: They are no tensor.
+        InvalidArgument: They have another shape or dtype, or one of them names no class.
+    """
     if not isinstance(labels, Tensor):
         raise InvalidType(
             f"`labels` must be a tensor of {count} integers, got a {type(labels).__name__}; use torch.as_tensor(labels)"
@@ -51,7 +87,18 @@ def check_labels(classes: int, labels: Tensor, count: int) -> None:
 
 
 def count(name: str, value: object) -> int:
-    """`value` as an int ≥ 1."""
+    """A whole number ≥ 1 as an int.
+
+    Args:
+        name: What the argument is called, for the message.
+        value: What was given.
+
+    Returns:
+        The number.
+
+    Raises:
+        InvalidArgument: It is none.
+    """
     number = values.whole(value)
     if number is None or not 1 <= number < 2**63:
         raise InvalidArgument(f"`{name}` must be an integer ≥ 1, got {values.shown(value)}")
@@ -59,7 +106,18 @@ def count(name: str, value: object) -> int:
 
 
 def radii(given: Iterable[float]) -> list[float]:
-    """`given` as floats ≥ 0, inf included."""
+    """Radii as floats ≥ 0, inf included.
+
+    Args:
+        given: Numbers.
+
+    Returns:
+        The numbers, in their order.
+
+    Raises:
+        InvalidType: They are no list of things.
+        InvalidArgument: One of them is NaN, negative or no number.
+    """
     entries = values.entries(list(given) if isinstance(given, Iterable) and not isinstance(given, str) else given)
     if entries is None:
         raise InvalidType(f"`radii` must be numbers ≥ 0 in a list, got {values.shown(given)}")

@@ -15,14 +15,22 @@ from mondeq.modes import proving
 from mondeq.network import Network, detached_copy
 from splitting import InvalidArgument
 
+__all__ = [
+    "AttackedAccuracy",
+    "accuracy_under_attack",
+]
+
 # (rival, random start): the rival class is the likeliest other at every point, or number 1, 2, … at the clean image.
 _SEARCHES = ((0, False), (0, True), (1, False), (2, True))
 
 
 class AttackedAccuracy(dict[float, float]):
-    """{radius: share of images still classified right}. zero_gradients: share of gradients that were exactly 0.
+    """{radius: share of images still classified right}, with a sign of whether the attack could see.
 
-    Where that is not near 0 the attack was blind, and the accuracies say little.
+    Args:
+        accuracy: The shares by radius.
+        zero_gradients: The share of gradients that were exactly 0. Where it is not near 0 the attack was blind, and the
+            accuracies say little.
     """
 
     def __init__(self, accuracy: dict[float, float], zero_gradients: float) -> None:
@@ -33,17 +41,31 @@ class AttackedAccuracy(dict[float, float]):
 def accuracy_under_attack(
     model: Network, images: Tensor, labels: Tensor, radii: Iterable[float], *, steps: int = 50, seed: int = 0
 ) -> AttackedAccuracy:
-    """Share of images still classified right after ℓ2 projected gradient descent at each radius: an upper bound on
-    robust accuracy, as certified accuracy is a lower one.
+    """Accuracy after ℓ2 projected gradient descent at each radius: an upper bound on robust accuracy.
 
-    The descent is on differences of logits, y_label − y_j, whose gradients do not vanish where a network is sure of
-    itself as those of the cross-entropy do: for j the likeliest other class, from the image and from a random point of
-    the ball, and for the two classes that are likeliest at the image. What fools at one radius fools at all larger.
+    Certified accuracy is the lower bound. The descent is on differences of logits, y_label − y_j, whose gradients do
+    not
+    vanish where a network is sure of itself as those of the cross-entropy do. The rival j is the likeliest other class,
+    from the image and from a random point of the ball; then each of the two classes that are likeliest at the image.
+    What fools at one radius fools at all larger.
 
-    images: (N, C, H, W) in [0, 1]; attacked images stay in that box. steps: of each descent. seed: of the random
-    points, which have a generator of their own. Raises ConfigError where Foolbox is missing, InvalidArgument or
-    InvalidType for no images or radii, pixels outside [0, 1], wrong labels, and a model of which it is not certain
-    that model(x) is what its weights say.
+    Args:
+        model: Any network.
+        images: (N, C, H, W) in [0, 1], floating point. Attacked images stay in that box.
+        labels: (N,) integers.
+        radii: Numbers ≥ 0, at least one.
+        steps: Of each descent.
+        seed: Of the random points, which have a generator of their own.
+
+    Returns:
+        The share of images still classified right, by radius.
+
+    Raises:
+        ConfigError: Foolbox is missing.
+        InvalidType: An argument is of another type, dtype or device, or it is not certain that model(x) is what its
+            pieces say.
+        InvalidArgument: There are no images or radii, pixels lie outside [0, 1], labels are wrong, or it is not certain
+            that model(x) is what its pieces say.
     """
     search_type, target_type = _foolbox()
     victim = detached_copy(model)

@@ -28,7 +28,7 @@ _OF_THE_PROGRAM = ("on_failure", "monitor", "_kept")
 
 
 def describe(model: Network) -> dict[str, Any]:
-    """Return what makes this network, weights aside, in format 2: of what it is, however it came to be.
+    """What makes a network, weights aside, in format 2: of what it is, however it came to be.
 
     `on_failure` and `monitor` of its layers are a matter of the program, not of the network.
 
@@ -39,7 +39,8 @@ def describe(model: Network) -> dict[str, Any]:
         Its description, as JSON can hold it.
 
     Raises:
-        InvalidType, InvalidArgument: No description makes it; the message says which piece and why.
+        InvalidType: It is no network.
+        InvalidArgument: No description makes it; the message says which piece and why.
     """
     require_network(model)
     scrutiny.check_untouched(model)
@@ -70,7 +71,7 @@ def _described(name: str, module: nn.Module) -> dict[str, Any]:
 
 
 def build(described: Any) -> Network:
-    """Make the network of a description in format 2, with initial weights.
+    """The network of a description in format 2, with initial weights.
 
     Args:
         described: What `describe` returned, or a file that a user wrote. "name" may be left out, and so may
@@ -140,7 +141,7 @@ def _piece(name: str, row: dict[str, Any], in_shape: torch.Size) -> tuple[nn.Mod
 
 
 def read(config: dict[str, Any]) -> Network:
-    """Make the network that an entry of config.json describes, of any format, with initial weights.
+    """The network that an entry of config.json describes, of any format, with initial weights.
 
     Args:
         config: All entries of config.json.
@@ -161,7 +162,7 @@ def read(config: dict[str, Any]) -> Network:
 
 
 def preset_of(settings: dict[str, Any]) -> ModelConfig:
-    """Return the configuration that format 1 has flat, with the settings of all presets together.
+    """The configuration that format 1 has flat, with the settings of all presets together.
 
     Args:
         settings: "kind" and all that any preset of then could be given.

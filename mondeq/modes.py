@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def proving(device: torch.device) -> Iterator[None]:
-    """Without graphs and inference tensors, new tensors on `device`.
+    """A context without graphs and inference tensors, in which new tensors are where the weights are.
 
     Args:
         device: Where the weights are.

@@ -18,7 +18,14 @@ from splitting import InvalidArgument, InvalidType, SplittingError
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """A piece where it stands in a network: its name, the module, its arithmetic, the shape of what comes in."""
+    """A piece where it stands in a network.
+
+    Args:
+        name: What it is called there.
+        module: The module.
+        piece: Its arithmetic.
+        in_shape: The shape of one sample that comes in.
+    """
 
     name: str
     module: nn.Module
@@ -64,10 +71,10 @@ class Network(nn.Module):
             raise InvalidArgument(f"`class_names` must name all {logits} logits or none, got {len(self.class_names)}")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits of `images` (batch, *in_shape).
+        """The logits of images.
 
         Args:
-            images: Floating point, of the dtype and on the device of the weights.
+            images: (batch, *in_shape), floating point, of the dtype and on the device of the weights.
 
         Returns:
             The output of the last piece.
@@ -90,7 +97,8 @@ class Network(nn.Module):
     def places(self) -> list[Place]:
         """The pieces in order, each with its arithmetic and the shape of what it takes.
 
-        Raises InvalidArgument where a piece does not fit the one before it.
+        Raises:
+            InvalidArgument: A piece does not fit the one before it.
         """
         found, shape = [], self.in_shape
         for name, module in self._modules.items():
@@ -125,7 +133,7 @@ class Network(nn.Module):
         return max(place.piece.entries(place.in_shape) for place in self.places)
 
     def solved(self) -> Iterator[SolvedPiece]:
-        """Go through the pieces that solve something."""
+        """The pieces that solve something, one after the other."""
         return (module for module in self.modules() if isinstance(module, SolvedPiece))
 
     @property
@@ -164,7 +172,18 @@ _ATTRIBUTES = frozenset({"in_shape", "class_names", *vars(nn.Module())})
 
 
 def require_network(model: Any) -> Network:
-    """Return `model` if it is a network and nothing but one. Raises InvalidType, with what to pass, for all else."""
+    """A model, if it is a network and nothing but one.
+
+    Args:
+        model: What was given.
+
+    Returns:
+        The same.
+
+    Raises:
+        InvalidType: It is something else, a subclass that computes by methods of its own, say; the message says what to
+            pass.
+    """
     if not isinstance(model, Network) or not _computes_as_one(type(model)):
         inner = next((n for n in ("module", "_orig_mod") if isinstance(getattr(model, n, None), Network)), None)
         remedy = f"pass its `.{inner}`" if inner else "it may compute something else"
@@ -179,10 +198,18 @@ def _computes_as_one(kind: type[Network]) -> bool:
 
 
 def check_computes(model: Any) -> None:
-    """Raise InvalidType or InvalidArgument, with the reason, unless model(x) is what its pieces say.
+    """Raise, with the reason, unless model(x) is what its pieces say.
 
-    Pieces, parameterizations and activations of the user's own are taken at their author's word, and activations for
-    σ beyond what a grid shows.
+    Pieces, parameterizations and activations of the user's own are taken at their author's word, and activations for σ
+    beyond what a grid shows.
+
+    Args:
+        model: What was given.
+
+    Raises:
+        InvalidType: It is no network, has weights that are no real numbers, or has a class that changes some of the
+            methods that belong together.
+        InvalidArgument: Something was hung on it that may change what it computes, or a piece refuses.
     """
     require_network(model)
     scrutiny.check_untouched(model)
@@ -196,7 +223,7 @@ def check_computes(model: Any) -> None:
 
 
 def detached_copy(model: Network) -> Network:
-    """Return `model` in evaluation mode on copies of its weights, which record no gradients, without its monitors.
+    """A network in evaluation mode on copies of its weights, which record no gradients, without its monitors.
 
     Args:
         model: Any network.
@@ -205,7 +232,8 @@ def detached_copy(model: Network) -> Network:
         The copy.
 
     Raises:
-        InvalidType, InvalidArgument: model(x) may not be what its pieces say (`check_computes`).
+        InvalidType: model(x) may not be what its pieces say (`check_computes`).
+        InvalidArgument: The same.
     """
     check_computes(model)
     # What a program hangs on a layer is not copied; tensors of an activation may belong to a graph, which cannot be.
@@ -221,7 +249,7 @@ def detached_copy(model: Network) -> Network:
 
 
 def exact_copy(model: Network) -> Network:
-    """Return `model` with its weights in float64, solved tightly, in evaluation mode, not recording gradients.
+    """A network with its weights in float64, solved tightly, in evaluation mode, not recording gradients.
 
     This is what is certified: the exact network is the one whose matrices are assembled from the weights in float64.
 
@@ -232,7 +260,8 @@ def exact_copy(model: Network) -> Network:
         The copy.
 
     Raises:
-        InvalidType, InvalidArgument: model(x) may not be what its pieces say: such a network is not certified.
+        InvalidType: model(x) may not be what its pieces say: such a network is not certified.
+        InvalidArgument: The same.
     """
     exact = detached_copy(model)
     with proving(model.device):

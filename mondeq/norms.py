@@ -18,19 +18,40 @@ from torch import Tensor
 from mondeq.registry import Registry
 from splitting import verified
 
+__all__ = [
+    "L2",
+    "NORMS",
+    "Ball",
+    "InputNorm",
+    "LInf",
+    "Norm",
+]
+
 
 class InputNorm(ABC):
-    """A norm of images, by its name in `NORMS`; symbol: how it is written."""
+    """A norm of images, by its name in `NORMS`.
+
+    Attributes:
+        symbol: How it is written.
+    """
 
     symbol: ClassVar[str]
 
     @staticmethod
     @abstractmethod
     def euclidean(shape: Sequence[int]) -> float:
-        """Return an upper bound on ‖x‖₂ over all x of that shape with norm 1."""
+        """An upper bound on ‖x‖₂ over all x of norm 1.
+
+        Args:
+            shape: That of one x.
+
+        Returns:
+            The bound.
+        """
 
 
 NORMS: Registry[InputNorm] = Registry("norm")
+"""The norms of images by the names that `norm=` and `--norm` take."""
 
 
 @NORMS.enrol("l2")
@@ -66,19 +87,36 @@ class Norm:
     root: Tensor | None = None
 
     def of(self, x: Tensor) -> Tensor:
-        """Return an upper bound on the norm of each sample of x (batch, …), (batch,) float64."""
+        """An upper bound on the norm of each sample.
+
+        Args:
+            x: (batch, …).
+
+        Returns:
+            (batch,) float64.
+        """
         if self.root is None:
             return verified.vector_norm(x)
         return verified.vector_norm(x.double() * self.root) * (1 + 4 * verified.unit_roundoff(torch.float64))
 
     def euclidean(self) -> float:
-        """Return an upper bound on ‖x‖₂ over all x of norm 1."""
+        """An upper bound on ‖x‖₂ over all x of norm 1.
+
+        Returns:
+            1/min ρ, rounded upwards.
+        """
         return 1.0 if self.root is None else verified.round_up(1 / float(self.root.amin()))
 
     def of_inputs(self, shape: Sequence[int]) -> Tensor | None:
-        """Return 1/ρ of every entry of a sample of that shape, flat; None for 1.
+        """1/ρ of every entry of a sample.
 
         A map that is multiplied by it from the right takes the 2-norm where it took this one.
+
+        Args:
+            shape: That of one sample.
+
+        Returns:
+            The entries, flat; None for 1.
         """
         return None if self.root is None else (1 / self.root).expand(*shape).flatten()
 

@@ -36,11 +36,21 @@ def load_original_checkpoint(
 ) -> Network:
     """The classifier that a state_dict of 2020 describes: dense, single convolution or multi-tier, told by its names.
 
-    m: the strong monotonicity it was trained with. mean, std: its normalisation, per channel or one for all.
-    image_size: side of its images; needed where the shapes leave it open and it is neither 28 nor 32. Weights become
-    float32. The file is read with torch's loader for tensors only, which runs no code. Raises RunError for a file that
-    is anything else, holds a tensor more or less, or makes a network that cannot be solved; ConfigError for m, mean,
-    std or image_size outside their range.
+    Weights become float32. The file is read with torch's loader for tensors only, which runs no code.
+
+    Args:
+        path: The file that torch.save wrote of the state_dict.
+        m: The strong monotonicity it was trained with.
+        mean: That of its normalisation, per channel or one for all.
+        std: That of its normalisation, per channel or one for all.
+        image_size: The side of its images; needed where the shapes leave it open and it is neither 28 nor 32.
+
+    Returns:
+        The network, in evaluation mode.
+
+    Raises:
+        RunError: The file is anything else, holds a tensor more or less, or makes a network that cannot be solved.
+        ConfigError: m, mean, std or image_size lies outside its range.
     """
     path = Path(path)
     tensors = _read(path)

@@ -24,7 +24,7 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
 
     def enrol(self, name: str) -> Callable[[C], C]:
-        """Decorate a class: it is called `name` from now on.
+        """A decorator that gives a class a name.
 
         Args:
             name: The name in saved files and on the command line.
@@ -46,7 +46,17 @@ class Registry(Generic[T]):
         return decorate
 
     def withdraw(self, name: str) -> type[T]:
-        """Take a name away again, as tests do with what they enrol. Returns the class; KeyError where there is none."""
+        """Take a name away again, as tests do with what they enrol.
+
+        Args:
+            name: The name.
+
+        Returns:
+            The class that had it.
+
+        Raises:
+            KeyError: None had.
+        """
         return self._classes.pop(name)
 
     def __getitem__(self, name: object) -> type[T]:
@@ -68,5 +78,12 @@ class Registry(Generic[T]):
         return iter(self._classes.items())
 
     def name_of(self, cls: type) -> str | None:
-        """Return the name of exactly this class, or None: a subclass may be something else."""
+        """The name of exactly one class: a subclass may be something else.
+
+        Args:
+            cls: The class.
+
+        Returns:
+            Its name, or None.
+        """
         return next((name for name, known in self._classes.items() if known is cls), None)

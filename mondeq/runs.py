@@ -32,15 +32,15 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def save(model: Network, folder: str | Path, **extra: Any) -> None:
-    """Write `model` to `folder` (made if absent) as config.json and model.safetensors, each in one atomic step.
+    """Write a network to a folder as config.json and model.safetensors, each in one atomic step.
 
-    What is written is the network as it is now, activation, solver and tolerances of its layers included;
-    `on_failure` and `monitor` are left to the program that loads it.
+    What is written is the network as it is now, activation, solver and tolerances of its layers included; `on_failure`
+    and `monitor` are left to the program that loads it.
 
     Args:
         model: A network of pieces that files know.
-        folder: Where to.
-        extra: Further JSON entries of config.json.
+        folder: Where to; it is made if absent.
+        **extra: Further JSON entries of config.json.
 
     Raises:
         RunError: The folder cannot be written, somebody else writes to it, or `load` would not give the same network
@@ -55,7 +55,18 @@ def save(model: Network, folder: str | Path, **extra: Any) -> None:
 
 
 def config_text(described: dict[str, Any], /, **extra: Any) -> str:
-    """What config.json holds of a model, with further entries. Raises RunError for what is no JSON value."""
+    """What config.json holds of a network.
+
+    Args:
+        described: What `describe` returned.
+        **extra: Further entries.
+
+    Returns:
+        The text.
+
+    Raises:
+        RunError: An entry is no JSON value, or takes a name that is taken.
+    """
     if "format" in extra:
         raise RunError("`format` is an entry of config.json that `save` writes itself; choose another name")
     try:
@@ -105,11 +116,11 @@ def _expected(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, T
 
 
 def load(folder: str | Path, *, device: str | torch.device = "cpu") -> Network:
-    """Load the network saved in `folder`, in evaluation mode: images in [0, 1] in, logits out.
+    """The network saved in a folder, in evaluation mode: images in [0, 1] in, logits out.
 
     Args:
         folder: A run folder of `mondeq train`, or what `save` wrote, of this version or an older one.
-        device: Where to.
+        device: Where the network is to be.
 
     Returns:
         The network.
@@ -139,12 +150,31 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> Network:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """`tensors` as a safetensors file, in one atomic step."""
+    """Write tensors as a safetensors file, in one atomic step.
+
+    Args:
+        path: The file.
+        tensors: By name.
+        metadata: Further text by name.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     replace_file(path, _tensor_writer(tensors, metadata))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises RunError for anything else, above all for a pickle."""
+    """The tensors of a safetensors file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        RunError: It is anything else, above all a pickle, or cannot be read.
+    """
     check_regular(path)
     try:
         with path.open("rb") as file:
@@ -167,7 +197,16 @@ def _tensor_writer(tensors: dict[str, Tensor], metadata: dict[str, str] | None =
 
 
 def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], path: Path | str) -> None:
-    """Raise RunError unless `found`, which `path` holds, has the names, shapes and dtypes of `expected`, all finite."""
+    """Raise unless tensors have the names, shapes and dtypes that are expected, and are all finite.
+
+    Args:
+        found: What a file holds, by name.
+        expected: What it is to hold.
+        path: The file, for the message.
+
+    Raises:
+        RunError: They differ; the message says where.
+    """
     missing, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or unknown:
         lost, more = (values.shown(names) if names else "none" for names in (missing, unknown))

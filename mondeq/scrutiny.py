@@ -30,7 +30,15 @@ _BESIDE = frozenset(
 
 
 def check_untouched(model: nn.Module, name: str = "model") -> None:
-    """Raise InvalidArgument where something on `model` or below it may change what its classes compute."""
+    """Raise where something on a module or below it may change what its classes compute.
+
+    Args:
+        model: The module.
+        name: What it is called in messages.
+
+    Raises:
+        InvalidArgument: A hook, a parametrization, or an attribute in place of a method was found.
+    """
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         raise InvalidArgument("a forward hook for all modules is registered with torch; remove it first")
     for path, module in model.named_modules(prefix=name):
@@ -45,11 +53,19 @@ def check_untouched(model: nn.Module, name: str = "model") -> None:
 
 
 def check_same(model: nn.Module, fresh: nn.Module, free: Collection[str], name: str = "model") -> None:
-    """Raise InvalidArgument where `model` is not what `fresh` is, but for the values of its weights.
+    """Raise where a module is not what a fresh one is, but for the values of its weights.
 
     Compared are all modules by their types, weights by their names and shapes, and every attribute that `fresh` has;
-    what it has not decided yet (a private None) may have been. free: modules and attributes that may differ, by their
-    path, which begins with `name`.
+    what it has not decided yet (a private None) may have been.
+
+    Args:
+        model: The module.
+        fresh: One that was made of its settings.
+        free: Modules and attributes that may differ, by their path, which begins with `name`.
+        name: What `model` is called in paths and messages.
+
+    Raises:
+        InvalidArgument: They differ; the message says where.
     """
     found, expected = (dict(m.named_modules(prefix=name)) for m in (model, fresh))
     for path in sorted(found.keys() | expected.keys()):
@@ -80,11 +96,14 @@ def _alike(own: object, value: object) -> bool:
 
 
 def check_inherited(thing: object, names: Sequence[str]) -> None:
-    """Raise InvalidType for a class that changes only some of the methods of this package that belong together.
+    """Raise for a class that changes only some of the methods of this package that belong together.
 
     Args:
         thing: What is asked.
         names: Its methods: who inherits one inherits all of them, or writes all of them.
+
+    Raises:
+        InvalidType: It changes some and inherits others.
     """
     owners = {name: owner for name in names if (owner := _owner(type(thing), name)) is not None}
     foreign = {name for name, owner in owners.items() if not owner.__module__.startswith(_OURS)}
@@ -98,11 +117,14 @@ def check_inherited(thing: object, names: Sequence[str]) -> None:
 
 
 def check_helpers(thing: object, proof: str) -> None:
-    """Raise InvalidType for a class that changes what inherited methods call, where the method `proof` is inherited.
+    """Raise for a class that changes what inherited methods call, where the method `proof` is inherited.
 
     Args:
         thing: What is asked.
         proof: The method that is true of what the class computes.
+
+    Raises:
+        InvalidType: It does.
     """
     order = type(thing).__mro__
     ours = {name for base in order if base.__module__.startswith(_OURS) for name in vars(base)} - _BESIDE
@@ -125,9 +147,18 @@ def _owner(cls: type, name: str) -> type | None:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a SHA-256 over everything that constants of a network depend on.
+    """A SHA-256 over everything that constants of a network depend on.
 
     That is all of its modules: types, plain attributes, weights by name, shape and float64 value.
+
+    Args:
+        model: The network.
+
+    Returns:
+        The digest, in hexadecimal.
+
+    Raises:
+        InvalidType: An attribute is of a kind of which nothing tells whether it changes.
     """
     digest = hashlib.sha256()
     for path, module in model.named_modules():

@@ -17,26 +17,60 @@ from typing import Any, Self
 from mondeq import values
 from mondeq.errors import ConfigError
 
+__all__ = [
+    "NONNEGATIVE",
+    "POSITIVE",
+    "SHARE",
+    "Choice",
+    "Mapping",
+    "NoSettings",
+    "Optional",
+    "Real",
+    "Rule",
+    "Settings",
+    "Several",
+    "Text",
+    "Truth",
+    "Whole",
+    "number",
+    "setting",
+]
+
 _LARGEST = 2**63 - 1  # torch counts entries in int64, and takes no larger seeds
 
 
 class Rule(ABC):
-    """What values a setting may have."""
+    """What values a setting may have.
+
+    Attributes:
+        needed: What a value has to be, for messages.
+    """
 
     needed: str
 
     @abstractmethod
     def read(self, value: object) -> Any:
-        """Return `value` as a plain Python value, or None where it breaks the rule."""
+        """A value as a plain Python value.
+
+        Args:
+            value: What was given.
+
+        Returns:
+            The plain value, or None where it breaks the rule.
+        """
 
     def option(self) -> dict[str, Any]:
-        """Return the arguments of `ArgumentParser.add_argument` for an option with such values."""
+        """The arguments of `ArgumentParser.add_argument` for an option with such values."""
         return {}
 
 
 @dataclass(frozen=True)
 class Whole(Rule):
-    """Whole numbers from `least` on."""
+    """Whole numbers from `least` on.
+
+    Args:
+        least: The smallest that is allowed.
+    """
 
     least: int = 1
 
@@ -54,7 +88,12 @@ class Whole(Rule):
 
 @dataclass(frozen=True)
 class Real(Rule):
-    """Finite numbers inside a range, which `needed` describes."""
+    """Finite numbers inside a range.
+
+    Args:
+        needed: The range, for messages.
+        inside: Whether a number lies in it.
+    """
 
     needed: str = "a finite number > 0"
     inside: Callable[[float], bool] = lambda value: value > 0
@@ -68,8 +107,11 @@ class Real(Rule):
 
 
 POSITIVE = Real()
+"""The rule of finite numbers > 0."""
 NONNEGATIVE = Real("a finite number ≥ 0", lambda value: value >= 0)
+"""The rule of finite numbers ≥ 0."""
 SHARE = Real("in [0, 1]", lambda value: 0 <= value <= 1)
+"""The rule of numbers in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +129,11 @@ class Truth(Rule):
 
 @dataclass(frozen=True)
 class Choice(Rule):
-    """One of some names, which may grow."""
+    """One of some names, which may grow.
+
+    Args:
+        names: The names; a registry, say.
+    """
 
     names: Iterable[str]
 
@@ -104,7 +150,13 @@ class Choice(Rule):
 
 @dataclass(frozen=True)
 class Several(Rule):
-    """A list of values that each keep `each`; from `least` to `most` of them."""
+    """A list of values that each keep a rule.
+
+    Args:
+        each: The rule.
+        least: How many there are at least.
+        most: How many there are at most; None for any number.
+    """
 
     each: Rule
     least: int = 0
@@ -129,7 +181,12 @@ class Several(Rule):
 
 @dataclass(frozen=True)
 class Text(Rule):
-    """Text that `good` accepts."""
+    """Text that is accepted.
+
+    Args:
+        needed: What it has to be, for messages.
+        good: Whether a text is.
+    """
 
     needed: str = "text"
     good: Callable[[str], bool] = lambda text: True
@@ -154,7 +211,11 @@ class Mapping(Rule):
 
 @dataclass(frozen=True)
 class Optional(Rule):
-    """None, or what `rule` allows."""
+    """None, or what a rule allows.
+
+    Args:
+        rule: The rule.
+    """
 
     rule: Rule
 
@@ -170,7 +231,7 @@ class Optional(Rule):
 
 
 def setting(rule: Rule, default: Any = MISSING, *, help: str = "") -> Any:
-    """Declare a field of a `Settings` class.
+    """A field of a `Settings` class.
 
     Args:
         rule: What values it may have.
@@ -206,10 +267,10 @@ class Settings:
 
     @classmethod
     def from_dict(cls, given: dict[str, Any]) -> Self:
-        """Return the settings that `given` holds.
+        """Settings from values by name, as JSON has them.
 
         Args:
-            given: Values by name, as JSON has them.
+            given: The values.
 
         Returns:
             The settings.
@@ -229,7 +290,7 @@ class Settings:
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all values by name, as JSON can hold them."""
+        """All values by name, as JSON can hold them."""
         return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
 
 
@@ -239,7 +300,7 @@ class NoSettings(Settings):
 
 
 def number(text: str) -> float:
-    """Read a number or a fraction, such as 0.5 or 36/255, from a command line.
+    """A number or a fraction from a command line, such as 0.5 or 36/255.
 
     Args:
         text: What was typed.

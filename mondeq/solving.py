@@ -17,7 +17,9 @@ from mondeq.settings import POSITIVE, Choice, Optional, Real, Settings, Several,
 from splitting import InvalidArgument, SplittingError
 
 ACTIVATIONS: Registry[splitting.Activation] = Registry("activation")
+"""The activations by the names that saved networks and the command line know them by."""
 SOLVERS: Registry[splitting.Solver] = Registry("solver")
+"""The solvers by the names that saved networks and the command line know them by, each with its own defaults."""
 
 # Nondecreasing and 1-Lipschitz for every parameter that they accept.
 _PROVED_ACTIVATIONS: dict[str, type[splitting.Activation]] = {
@@ -42,9 +44,16 @@ SOLVERS.enrol("broyden")(splitting.Broyden)
 
 @dataclass(frozen=True)
 class SolveSettings(Settings):
-    """How an equilibrium is solved: solvers of SOLVERS with their own defaults, relative residuals at which they stop.
+    """How an equilibrium is solved.
 
-    backward_tol: None for that of the forward solve.
+    Args:
+        solver: A name in SOLVERS, with that solver's own defaults.
+        tol: The relative residual at which a solve stops.
+        max_steps: Steps after which a solve gives up.
+        backward_tol: That of the backward solve; None for that of the forward solve.
+
+    Raises:
+        ConfigError: A value breaks the rule of its field.
     """
 
     solver: str = setting(Choice(SOLVERS), "peaceman-rachford")
@@ -55,7 +64,15 @@ class SolveSettings(Settings):
 
 @dataclass(frozen=True)
 class ActivationSettings(Settings):
-    """An activation of ACTIVATIONS; its parameters in its own order, none for its defaults."""
+    """An activation by name.
+
+    Args:
+        activation: A name in ACTIVATIONS.
+        activation_parameters: Its parameters in its own order, none for its defaults.
+
+    Raises:
+        ConfigError: There is no such activation, or they are not its parameters.
+    """
 
     activation: str = setting(Choice(ACTIVATIONS), "relu", help="the activation of the equilibrium")
     activation_parameters: tuple[float, ...] = setting(
@@ -67,7 +84,14 @@ class ActivationSettings(Settings):
         self.make_activation()
 
     def make_activation(self) -> splitting.Activation:
-        """Make the activation. Raises ConfigError for parameters that are not its own."""
+        """The activation.
+
+        Returns:
+            A new one.
+
+        Raises:
+            ConfigError: The parameters are not its own.
+        """
         kind: Any = ACTIVATIONS[self.activation]
         try:
             activation: splitting.Activation = kind(*self.activation_parameters)
@@ -79,7 +103,7 @@ class ActivationSettings(Settings):
 
 
 def activation_settings(activation: splitting.Activation) -> tuple[str, tuple[float, ...]]:
-    """Return name and parameters of an activation, no parameters where they are its defaults.
+    """Name and parameters of an activation, no parameters where they are its defaults.
 
     Args:
         activation: One of ACTIVATIONS, whose parameters are the fields of a dataclass.
@@ -100,7 +124,17 @@ def activation_settings(activation: splitting.Activation) -> tuple[str, tuple[fl
 
 
 def solver_name(solver: splitting.Solver) -> str:
-    """Return the name of a solver with its own defaults. Raises InvalidArgument where SOLVERS has none."""
+    """The name of a solver with its own defaults.
+
+    Args:
+        solver: The solver.
+
+    Returns:
+        Its name in SOLVERS.
+
+    Raises:
+        InvalidArgument: SOLVERS has none, or it has other parameters than its defaults.
+    """
     name = SOLVERS.name_of(type(solver))
     if name is None or solver != type(solver)():
         raise InvalidArgument(f"`solver` is {solver}; a saved network knows {', '.join(SOLVERS)} with their defaults")
@@ -108,7 +142,15 @@ def solver_name(solver: splitting.Solver) -> str:
 
 
 def check_activation(activation: splitting.Activation, state_shape: torch.Size) -> None:
-    """Raise InvalidArgument unless σ is nondecreasing and 1-Lipschitz: known to be, or found so on a grid."""
+    """Raise unless σ is nondecreasing and 1-Lipschitz: known to be, or found so on a grid.
+
+    Args:
+        activation: σ.
+        state_shape: The shape of one state that it is applied to.
+
+    Raises:
+        InvalidArgument: It is not, it does not act entry by entry, or its prox is not σ(point).
+    """
     kind = type(activation)
     if kind in (splitting.Masked, splitting.Scaled):
         check_activation(activation.inner, state_shape)  # type: ignore[attr-defined]  # both have one

@@ -10,6 +10,7 @@ from splitting.context import constant, full_precision, is_recorded, is_transfor
 from splitting.derived import Derived
 from splitting.errors import InvalidArgument, InvalidType, NotConverged, ResolventError, SplittingError
 from splitting.implicit import Gradient, Implicit, Monitor, OneStep, Unrolled, equilibrium, jacobian_norm
+from splitting.loop import ConvergenceWarning, OnFailure, Outcome, Solution, Status, check_options, solve
 from splitting.operators import (
     Adjoint,
     ConvolutionOperator,
@@ -36,7 +37,6 @@ from splitting.prox import (
     SoftThreshold,
     Tanh,
 )
-from splitting.solve import ConvergenceWarning, OnFailure, Outcome, Solution, Status, check_options, solve
 from splitting.solvers import (
     Anderson,
     Broyden,

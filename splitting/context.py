@@ -50,7 +50,7 @@ def is_recorded(*tensors: Tensor) -> bool:
     """Whether derivatives of what is computed from tensors may be asked for: it must not come from a cache then.
 
     Args:
-        tensors: What is computed with.
+        *tensors: What is computed with.
 
     Returns:
         True where a graph, a tangent or a transform of torch.func records.

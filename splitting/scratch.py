@@ -84,7 +84,7 @@ def may_overwrite(*tensors: Tensor) -> bool:
     Where gradients are enabled a graph may come to need what is computed from other tensors than these.
 
     Args:
-        tensors: The operands.
+        *tensors: The operands.
 
     Returns:
         True where neither gradients nor tangents of the result can be asked for.

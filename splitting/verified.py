@@ -17,9 +17,11 @@ T = TypeVar("T", float, Tensor)
 # What torch's settings of float32 products mean: the unit roundoff of the format that factors are rounded to.
 _FLOAT32_PRODUCT_ROUNDOFF = {"none": 2.0**-24, "ieee": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8}
 
-# No operation is off by more than this where its result leaves the normal numbers of float64, even where the processor
-# is told to take subnormal numbers for 0 (`torch.set_flush_denormal`).
 UNDERFLOW = 2.0**-1022
+"""What an operation may be off by where its result leaves the normal numbers of float64.
+
+That holds even where the processor is told to take subnormal numbers for 0 (`torch.set_flush_denormal`).
+"""
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
@@ -37,7 +39,7 @@ def unit_roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def gamma(terms: int, dtype: torch.dtype = torch.float64) -> float:
+def rounding_factor(terms: int, dtype: torch.dtype = torch.float64) -> float:
     """γ_k = k·u/(1 − k·u), which bounds the relative error of a sum of k products in any order (Higham 2002, §3).
 
     Args:
@@ -80,7 +82,7 @@ def _smallest_eigenvalue(matrix: Tensor) -> float:
     n = matrix.shape[-1]
     estimate = float(torch.linalg.eigvalsh(matrix)[..., 0].amin())
     # Twice the terms that Rump's proof counts: room for blocked kernels that multiply by reciprocals.
-    phi = 2 * gamma(2 * n + 8)
+    phi = 2 * rounding_factor(2 * n + 8)
     margin = phi * (float(_traces(matrix).amax()) + n * abs(estimate))
     # λ_min is at least −n: a shift below that proves nothing new, and is never reached by a sound routine.
     while margin < 4 * n + 4:
@@ -132,7 +134,7 @@ def spectral_norm(matrix: Tensor, *, perturbation: float = 0.0) -> float:
     tall = scaled if scaled.shape[-2] >= scaled.shape[-1] else scaled.mT
     gram = tall.mT @ tall
     gram = (gram + gram.mT) / 2
-    error = 2 * gamma(tall.shape[-2] + 2) * float(scaled.square().sum((-2, -1)).amax())
+    error = 2 * rounding_factor(tall.shape[-2] + 2) * float(scaled.square().sum((-2, -1)).amax())
     # Entries that scaling rounded, and squares, may have vanished.
     error += 4 * tall.shape[-2] * tall.shape[-1] * UNDERFLOW
     squared = max(largest_eigenvalue(gram, perturbation=error), 0.0)
@@ -188,7 +190,7 @@ def vector_norm(x: Tensor) -> Tensor:
     largest = flat.abs().amax(1)
     scale = torch.where((largest > 0) & torch.isfinite(largest), largest, 1.0)
     norm = torch.linalg.vector_norm(flat / scale[:, None], dim=1) * scale
-    return norm * (1 + 2 * gamma(flat.shape[1] + 4)) + 4 * flat.shape[1] * UNDERFLOW
+    return norm * (1 + 2 * rounding_factor(flat.shape[1] + 4)) + 4 * flat.shape[1] * UNDERFLOW
 
 
 def round_up(value: float) -> float:

@@ -16,11 +16,11 @@ from mondeq.network import Network
 def lipschitz_bounds(
     model: Network, images: Tensor | None = None, *, norm: str = "l2", chain: Chain | None = None
 ) -> dict[str, Bound]:
-    """Bound the map from pixels in [0, 1] to logits (in ℓ2), normalisation included, by every method that suits.
+    """Bounds on the map from pixels in [0, 1] to logits (in ℓ2), normalisation included, by every method that suits.
 
-    All but the estimate are certified, each with constants for every logit gap in `pairs`. With `images`,
-    "local Jacobian" is an estimate from below, so that the true constant (in ℓ2) lies between it and the smallest
-    certified value.
+    All but the estimate are certified, each with constants for every logit gap in `pairs`. With `images`, "local
+    Jacobian" is an estimate from below, so that the true constant (in ℓ2) lies between it and the smallest certified
+    value.
 
     Args:
         model: Any network of pieces with proved constants.
@@ -33,8 +33,9 @@ def lipschitz_bounds(
 
     Raises:
         ConfigError: There is no such norm.
-        InvalidType, InvalidArgument: A piece has no proved constant (the message names it), model(x) may not be what
-            its pieces say (hooks, overridden methods, an activation steeper than 1), or images have the wrong shape.
+        InvalidType: model(x) may not be what its pieces say (overridden methods, say), or images are no tensor.
+        InvalidArgument: A piece has no proved constant (the message names it), model(x) may not be what its pieces say
+            (hooks, an activation steeper than 1), or images have the wrong shape.
     """
     chain = Chain.of(model, norm) if chain is None else chain
     chain.require_logits()

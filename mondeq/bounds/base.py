@@ -32,8 +32,8 @@ class Bound:
         value: In logits (ℓ2) per unit of the norm of the input, pixels in [0, 1].
         kind: "certified", an upper bound proved and computed with rounding accounted for; or "estimate", which proves
             nothing above it.
-        method: For the reader.
-        assumptions: For the reader.
+        method: What it was computed by, for the reader.
+        assumptions: Under which it holds, for the reader.
         pairs: Where the method has them, constants of single logit gaps, (classes, classes) float64: y_i − y_j is
             pairs[i, j]-Lipschitz.
         owner: The fingerprint of the network that it was proved for; empty for estimates.
@@ -56,7 +56,14 @@ class Bound:
         return self.kind != "estimate"
 
     def sealed(self, chain: Chain) -> Bound:
-        """Return this bound as one that has been proved of the network of `chain`, in its norm."""
+        """This bound as one that has been proved of a network.
+
+        Args:
+            chain: What is proved of the network, in the norm of its inputs.
+
+        Returns:
+            The bound with the network's fingerprint and a seal.
+        """
         seal = _seal(chain.owner, chain.norm, self.pairs)
         return replace(self, owner=chain.owner, norm=chain.norm, seal=seal)
 
@@ -81,19 +88,19 @@ class Chain:
 
     @staticmethod
     def of(model: Network, norm: str = "l2") -> Chain:
-        """Prove what can be proved of every piece of `model`.
+        """Prove what can be proved of every piece of a network.
 
         Args:
             model: Any network.
-            norm: A name in NORMS.
+            norm: That of its inputs, a name in NORMS.
 
         Returns:
             The chain.
 
         Raises:
             ConfigError: There is no such norm.
-            InvalidType, InvalidArgument: model(x) may not be what its pieces say, or nothing is proved of one of them;
-                the message names the piece.
+            InvalidType: model(x) may not be what its pieces say.
+            InvalidArgument: The same, or nothing is proved of one of its pieces; the message names the piece.
         """
         kind = NORMS[norm]
         exact = exact_copy(model)
@@ -109,20 +116,38 @@ class Chain:
         return Chain(exact, norm, kind.euclidean(exact.in_shape), stages, scrutiny.fingerprint(exact))
 
     def enclose(self, images: Tensor) -> Ball:
-        """Return what provably contains the exact input of the last stage, for float64 images (batch, *in_shape)."""
+        """What provably contains the exact input of the last stage.
+
+        Args:
+            images: (batch, *in_shape) float64.
+
+        Returns:
+            A ball for every image.
+        """
         ball = Ball(images, images.new_zeros(len(images)), Norm())
         for stage in self.stages[:-1]:
             ball = stage.enclose(ball)
         return ball
 
     def require_logits(self) -> None:
-        """Raise InvalidArgument unless the last stage gives logits, of at least two classes."""
+        """Raise unless the last stage gives logits of at least two classes.
+
+        Raises:
+            InvalidArgument: It gives something else.
+        """
         shape = tuple(self.exact.out_shape)
         if len(shape) != 1 or shape[0] < 2:
             raise InvalidArgument(f"`model` gives samples of shape {shape}, and no logits of two classes or more")
 
     def constant(self, stages: Sequence[Proof]) -> float:
-        """Return a bound for the first `stages` of the chain together, the norm of the inputs included."""
+        """A bound for the first stages of the chain together, the norm of the inputs included.
+
+        Args:
+            stages: The first of the chain's stages.
+
+        Returns:
+            Their product, rounded upwards.
+        """
         constants = [self.entry, *(stage.constant for stage in stages)]
         if all(constant == 1 for constant in constants):
             return 1.0
@@ -134,18 +159,33 @@ class BoundMethod(ABC):
 
     @abstractmethod
     def unsuited(self, chain: Chain) -> str | None:
-        """Return why this method has nothing to say about the network, or None where it has."""
+        """Why this method has nothing to say about a network.
+
+        Args:
+            chain: What is proved of the network.
+
+        Returns:
+            The reason, or None where it has something to say.
+        """
 
     @abstractmethod
     def bound(self, chain: Chain) -> Bound:
-        """Return the bound, proved under rounding too."""
+        """The bound of this method on a network, proved under rounding too.
+
+        Args:
+            chain: What is proved of the network, which this method suits.
+
+        Returns:
+            The bound, sealed.
+        """
 
 
 BOUNDS: Registry[BoundMethod] = Registry("bound")
+"""The methods of bounding by the names that `lipschitz_bounds` gives their results."""
 
 
 def best_pairs(bounds: Mapping[str, Bound], owner: str | None = None, norm: str = "l2") -> Tensor:
-    """Return the entrywise minimum of the certified `pairs`, (classes, classes) float64.
+    """The entrywise minimum of the certified `pairs`.
 
     Args:
         bounds: What `lipschitz_bounds` returned.
@@ -153,7 +193,7 @@ def best_pairs(bounds: Mapping[str, Bound], owner: str | None = None, norm: str 
         norm: The norm that they must be proved in.
 
     Returns:
-        The constants.
+        The constants, (classes, classes) float64.
 
     Raises:
         InvalidType: `bounds` is something else.

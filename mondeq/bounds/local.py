@@ -12,7 +12,7 @@ from mondeq.network import Network, exact_copy
 
 
 def local_jacobian_norms(model: Network, images: Tensor, *, batch_size: int = 256) -> Tensor:
-    """‖∂ logits/∂ image‖₂ at each image, (N,), in logits per pixel unit.
+    """‖∂ logits/∂ image‖₂ at each image, in logits per pixel unit.
 
     One adjoint solve per class, in float64 to 1e-10, gives the rows of the Jacobian. At a kink of the activation it is
     the Jacobian of the selection that `derivative` makes.
@@ -23,11 +23,13 @@ def local_jacobian_norms(model: Network, images: Tensor, *, batch_size: int = 25
         batch_size: Images at a time.
 
     Returns:
-        The norms.
+        The norms, (N,).
 
     Raises:
-        InvalidType, InvalidArgument: Images are of the wrong kind, shape or place, or the model may compute something
-            else than its pieces say.
+        InvalidType: Images are of the wrong kind or elsewhere than the weights, or the model may compute something else
+            than its pieces say.
+        InvalidArgument: Images have the wrong shape or are not finite, or the model may compute something else than its
+            pieces say.
     """
     exact = exact_copy(model)
     arguments.check_images(exact.in_shape, images)
@@ -38,7 +40,19 @@ def local_jacobian_norms(model: Network, images: Tensor, *, batch_size: int = 25
 
 
 def local_jacobian_bound(model: Network, images: Tensor) -> Bound:
-    """The largest local Jacobian norm over `images`: no Lipschitz constant is smaller, but for solver error."""
+    """The largest local Jacobian norm over images: no Lipschitz constant is smaller, but for solver error.
+
+    Args:
+        model: Any network.
+        images: (N, *in_shape), floating point.
+
+    Returns:
+        An estimate, 0 where there are no images.
+
+    Raises:
+        InvalidType: As `local_jacobian_norms` says.
+        InvalidArgument: As `local_jacobian_norms` says.
+    """
     value = float(local_jacobian_norms(model, images).max()) if len(images) else 0.0
     return Bound(value, "estimate", "largest local Jacobian norm", f"at {len(images)} images; a lower bound")
 

@@ -253,7 +253,7 @@ class _Problem:
         matrix = (matrix + matrix.mT) / 2
         size = 2 * t * self.symmetric_size + float(t * t * self.inputs.square().sum() + C.square().sum()) / gamma
         # 16: entries of K, B and C carry a few roundings of their own.
-        rounding = 2 * verified.gamma(self.inputs.shape[1] + 16) * size
+        rounding = 2 * verified.rounding_factor(self.inputs.shape[1] + 16) * size
         return verified.smallest_eigenvalue(matrix, perturbation=rounding) >= 0
 
     def _propose(self, outputs: Tensor) -> list[tuple[float, float]]:

@@ -51,10 +51,11 @@ class Report:
         return _mean(self.correct)
 
     def certified_accuracy(self, radii: Iterable[float]) -> dict[float, float]:
-        """Return the share of samples that are right and proved to stay so for every perturbation of norm ≤ r.
+        """The share of samples that are right and proved to stay so for every perturbation of norm ≤ r.
 
         Where nothing is proved (radius 0) nothing is counted, at r = 0 either: that r asks for the prediction of the
-        exact network itself.
+        exact
+        network itself.
 
         Args:
             radii: Numbers r ≥ 0.
@@ -63,7 +64,8 @@ class Report:
             {r: share}.
 
         Raises:
-            InvalidType, InvalidArgument: They are no such numbers.
+            InvalidType: They are no list of numbers.
+            InvalidArgument: One of them is none, or negative.
         """
         proved = self.correct & (self.radius > 0)
         return {r: _mean(proved & (self.radius >= r)) for r in arguments.radii(radii)}
@@ -74,14 +76,14 @@ class Prepared(ABC):
 
     @abstractmethod
     def radius(self, images: Tensor, logits: Logits) -> Tensor:
-        """Return the radius of each image, (batch,) ≥ 0, NaN where nothing is known.
+        """The radius of each image.
 
         Args:
             images: (batch, *in_shape) float64.
             logits: Those of the network, with what they may be wrong by.
 
         Returns:
-            The radii.
+            The radii, (batch,) ≥ 0; NaN where nothing is known.
         """
 
 
@@ -90,14 +92,34 @@ class Certificate(ABC):
 
     @abstractmethod
     def unsuited(self, chain: Chain) -> str | None:
-        """Return why this method has nothing to say about the network, or None where it has."""
+        """Why this method has nothing to say about a network.
+
+        Args:
+            chain: What is proved of the network.
+
+        Returns:
+            The reason, or None where it has something to say.
+        """
 
     @abstractmethod
     def prepare(self, chain: Chain, bounds: Mapping[str, Bound]) -> Prepared:
-        """Compute once what all images share. bounds: those of `lipschitz_bounds`, proved for this network."""
+        """What all images share, computed once.
+
+        Args:
+            chain: What is proved of the network, which this method suits.
+            bounds: Those of `lipschitz_bounds`, proved for this network.
+
+        Returns:
+            The certificate, prepared for the network.
+
+        Raises:
+            InvalidType: `bounds` are no bounds.
+            InvalidArgument: They belong to another network or norm.
+        """
 
 
 CERTIFICATES: Registry[Certificate] = Registry("certificate")
+"""The ways to certify predictions by the names that reports have."""
 
 
 class Certifier:
@@ -106,13 +128,14 @@ class Certifier:
     Args:
         model: The network. What is certified is a copy: later changes of `model` change nothing here, and `certify`
             refuses this object for it then.
-        norm: A name in NORMS: "l2", "linf".
+        norm: That of the radii, a name in NORMS: "l2", "linf".
         bounds: Those of `lipschitz_bounds(model, norm=norm)`, where they are at hand.
 
     Raises:
         ConfigError: There is no such norm.
-        InvalidType, InvalidArgument: A piece has no proved constant (the message names it), it is not certain that
-            model(x) is what its pieces say, or `bounds` belong to other weights.
+        InvalidType: It is not certain that model(x) is what its pieces say, or `bounds` are no bounds.
+        InvalidArgument: A piece has no proved constant (the message names it), it is not certain that model(x) is what
+            its pieces say, or `bounds` belong to other weights.
     """
 
     def __init__(self, model: Network, norm: str = "l2", bounds: Mapping[str, Bound] | None = None) -> None:
@@ -131,12 +154,33 @@ class Certifier:
         self.most = min(max(_ENTRIES_AT_ONCE // self.chain.exact.largest, 1), 500)
 
     def check_owner(self, model: Network) -> None:
-        """Raise InvalidArgument unless this was prepared for the weights that `model` has now."""
+        """Raise unless this was prepared for the weights that a network has now.
+
+        Args:
+            model: The network.
+
+        Raises:
+            InvalidType: model(x) may not be what its pieces say.
+            InvalidArgument: The same, or this was prepared for other weights.
+        """
         if scrutiny.fingerprint(exact_copy(model)) != self.chain.owner:
             raise InvalidArgument("`certifier` was prepared for other weights; prepare one: mondeq.Certifier(model)")
 
     def certify(self, images: Tensor, labels: Tensor, *, batch_size: int | None = None) -> Report:
-        """Certify images; see `mondeq.certify`, which says what its arguments are."""
+        """Radii within which the exact network's prediction is constant, as `mondeq.certify` proves them.
+
+        Args:
+            images: (N, *in_shape) in [0, 1], floating point.
+            labels: (N,) integers.
+            batch_size: Images at a time; by default at most 500, fewer where their states are large.
+
+        Returns:
+            The report.
+
+        Raises:
+            InvalidType: Images or labels are no tensors, or images are elsewhere than the weights.
+            InvalidArgument: Images are NaN or inf or have wrong shapes, or labels are out of range.
+        """
         exact = self.chain.exact
         _check(exact, images, labels)
         batch_size = self.most if batch_size is None else arguments.count("batch_size", batch_size)
@@ -190,9 +234,11 @@ def certify(
 
     Raises:
         ConfigError: There is no such norm.
-        InvalidType, InvalidArgument: Images are NaN or inf or have wrong shapes, labels are out of range, bounds or
-            certifier belong to other weights, a piece has no proved constant, or it is not certain that model(x) is the
-            network that its weights say: hooks, parametrizations, overridden methods, an activation steeper than 1.
+        InvalidType: An argument is of another type, images are elsewhere than the weights, or it is not certain that
+            model(x) is the network that its weights say: overridden methods, subclasses, wrappers.
+        InvalidArgument: Images are NaN or inf or have wrong shapes, labels are out of range, bounds or certifier belong
+            to other weights, a piece has no proved constant, or it is not certain that model(x) is the network that its
+            weights say: hooks, parametrizations, an activation steeper than 1.
     """
     if certifier is None:
         certifier = Certifier(model, norm, bounds)

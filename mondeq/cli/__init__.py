@@ -31,7 +31,14 @@ from splitting import SplittingError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; see `mondeq --help`. Returns the exit code."""
+    """Run one command; see `mondeq --help`.
+
+    Args:
+        arguments: Those of the command line; by default those of the process.
+
+    Returns:
+        The exit code.
+    """
     name = "mondeq"
     with tolerant_streams():
         try:

@@ -13,6 +13,11 @@ from mondeq.runs import load
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `mondeq bound` to the command line.
+
+    Args:
+        commands: The subcommands.
+    """
     parser = commands.add_parser(
         "bound",
         help="Lipschitz bounds of a trained model",
@@ -33,6 +38,18 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
+    """Run `mondeq bound`.
+
+    Args:
+        options: What was typed.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        MondeqError: Why it failed.
+        SplittingError: Why it failed.
+    """
     with distributed.session(options.device) as device:
         check_writable(options.json)
         model = load(options.folder, device=device)

@@ -27,6 +27,11 @@ from mondeq.settings import number
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `mondeq certify` to the command line.
+
+    Args:
+        commands: The subcommands.
+    """
     parser = commands.add_parser(
         "certify",
         help="certified accuracy of a trained model",
@@ -53,6 +58,18 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
+    """Run `mondeq certify`.
+
+    Args:
+        options: What was typed.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        MondeqError: Why it failed.
+        SplittingError: Why it failed.
+    """
     with distributed.session(options.device) as device:
         check_writable(options.json, options.plot)
         model = load(options.folder, device=device)

@@ -27,17 +27,34 @@ _CHUNK = 2000
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--device`.
+
+    Args:
+        parser: That of a subcommand.
+    """
     parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda or cuda:N")
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--data-dir`.
+
+    Args:
+        parser: That of a subcommand.
+    """
     parser.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="where data files are or go (default: $MONDEQ_DATA, else a cache)"
     )
 
 
 def count(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number ≥ `least`, of at most eighteen digits."""
+    """An argparse type: a whole number of at most eighteen digits.
+
+    Args:
+        least: The smallest that is allowed.
+
+    Returns:
+        What reads one, and raises ArgumentTypeError for anything else.
+    """
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
@@ -48,7 +65,19 @@ def count(least: int) -> Callable[[str], int]:
 
 
 def load_data(name: str, data_dir: Path | None) -> data.Dataset:
-    """The data set; where there are several processes, the first downloads and decodes while the others wait."""
+    """The data set; where there are several processes, the first downloads and decodes while the others wait.
+
+    Args:
+        name: Of the data set.
+        data_dir: Where its files are or go; None for the usual places.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ConfigError: There is none of that name.
+        DataError: Its files are missing or damaged.
+    """
     if not distributed.is_main():
         distributed.wait()
         return data.load(name, data_dir)
@@ -58,20 +87,46 @@ def load_data(name: str, data_dir: Path | None) -> data.Dataset:
 
 
 def add_norm(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--norm`.
+
+    Args:
+        parser: That of a subcommand.
+    """
     parser.add_argument("--norm", choices=tuple(NORMS), default="l2", help="of changes of the image (default l2)")
 
 
 def run_data(run: Path, data_dir: Path | None, model: Network) -> data.Dataset:
-    """The data set a run was trained on, from where it was then unless `data_dir` says otherwise."""
+    """The data set a run was trained on.
+
+    Args:
+        run: The run folder.
+        data_dir: Where its files are; None for where they were then.
+        model: The network of the run.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ConfigError: The run names no data set, or images or classes are not those of the network.
+        DataError: Its files are missing or damaged.
+        RunError: The files of the run cannot be read.
+    """
     dataset = load_data(*places.find(run, data_dir))
     check_fits(model, dataset)
     return dataset
 
 
 def check_fits(model: Network, dataset: data.Dataset) -> None:
-    """Raise ConfigError unless images and classes of `dataset` are those that `model` was trained on, in their order.
+    """Raise unless images and classes of a data set are those that a network was trained on, in their order.
 
-    Warns where it does not know the names of its classes, as runs of older versions do not.
+    It warns where the network does not know the names of its classes, as those of older versions do not.
+
+    Args:
+        model: The network.
+        dataset: The data set.
+
+    Raises:
+        ConfigError: They are others.
     """
     shape = tuple(dataset.test.images.shape[1:])
     if shape != tuple(model.in_shape):
@@ -92,7 +147,20 @@ def check_fits(model: Network, dataset: data.Dataset) -> None:
 
 
 def certify_split(certifier: Certifier, split: data.Split, limit: int | None = None) -> Report:
-    """The report on a split (or its first `limit` images), each process taking a share."""
+    """The report on a split, each process taking a share.
+
+    Args:
+        certifier: What certifies.
+        split: Images and labels.
+        limit: How many images of it; None for all.
+
+    Returns:
+        The report on all of them, in every process.
+
+    Raises:
+        InvalidType: Images or labels are no such tensors.
+        InvalidArgument: Images have the wrong shape, or labels are out of range.
+    """
     if limit is not None:
         split = data.Split(split.images[:limit], split.labels[:limit])
     device = certifier.chain.exact.device
@@ -109,7 +177,17 @@ def certify_split(certifier: Certifier, split: data.Split, limit: int | None = N
 
 
 def report_table(report: Report, radii: Sequence[float], attacked: dict[float, float] | None = None) -> str:
-    """Certified accuracy by radius, and accuracy under attack (with its own clean accuracy at radius 0) beside it."""
+    """Certified accuracy by radius as a table, and accuracy under attack beside it.
+
+    Args:
+        report: What was certified.
+        radii: The rows.
+        attacked: Accuracy under attack by radius, with the clean accuracy of the attacked images at 0; None for no such
+            column.
+
+    Returns:
+        The table.
+    """
     certified = report.certified_accuracy(radii)
     header = [f"{NORMS[report.norm].symbol} radius", "certified"] + (["under attack"] if attacked else [])
     rows = [["0 (clean)", percent(report.accuracy)] + ([percent(attacked[0.0])] if attacked else [])]
@@ -120,7 +198,14 @@ def report_table(report: Report, radii: Sequence[float], attacked: dict[float, f
 
 
 def bounds_table(bounds: dict[str, Bound]) -> str:
-    """Each bound with what kind of statement it is."""
+    """Each bound with what kind of statement it is, as a table.
+
+    Args:
+        bounds: What `lipschitz_bounds` returned.
+
+    Returns:
+        The table.
+    """
     rows = [
         [name, f"{b.value:.4f}", "" if b.pairs is None else f"{float(b.pairs.max()):.4f}", b.kind]
         for name, b in bounds.items()
@@ -129,7 +214,15 @@ def bounds_table(bounds: dict[str, Bound]) -> str:
 
 
 def report_json(report: Report, radii: Sequence[float]) -> dict[str, Any]:
-    """The figures of a report, for metrics.json and --json."""
+    """The figures of a report, for metrics.json and --json.
+
+    Args:
+        report: What was certified.
+        radii: Those of the certified accuracies.
+
+    Returns:
+        The figures by name.
+    """
     return {
         "test_accuracy": report.accuracy,
         "certified_accuracy": {f"{r:g}": share for r, share in report.certified_accuracy(radii).items()},

@@ -17,6 +17,11 @@ from mondeq.runs import save
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `mondeq import-checkpoint` to the command line.
+
+    Args:
+        commands: The subcommands.
+    """
     parser = commands.add_parser(
         "import-checkpoint",
         help="a network of 2020 as a run folder",
@@ -38,6 +43,17 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
+    """Run `mondeq import-checkpoint`.
+
+    Args:
+        options: What was typed.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        MondeqError: Why it failed.
+    """
     with distributed.session("cpu"):
         if distributed.is_main():
             _import(options)

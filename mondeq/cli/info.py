@@ -15,6 +15,11 @@ from mondeq.runs import CONFIG, load
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `mondeq info` to the command line.
+
+    Args:
+        commands: The subcommands.
+    """
     parser = commands.add_parser(
         "info",
         help="what a run folder holds",
@@ -27,6 +32,18 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
+    """Run `mondeq info`.
+
+    Args:
+        options: What was typed.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        MondeqError: Why it failed.
+        SplittingError: Why it failed.
+    """
     with distributed.session("cpu"):
         check_writable(options.json)
         model = load(options.folder)

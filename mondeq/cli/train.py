@@ -53,6 +53,11 @@ _HISTORY, _METRICS = "history.csv", "metrics.json"
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `mondeq train` to the command line.
+
+    Args:
+        commands: The subcommands.
+    """
     parser = commands.add_parser(
         "train",
         help="train a classifier and certify it",
@@ -103,6 +108,19 @@ def _add_settings(group: argparse._ArgumentGroup, settings: dict[str, Field[Any]
 
 
 def run(options: argparse.Namespace) -> int:
+    """Run `mondeq train`.
+
+    Args:
+        options: What was typed.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        MondeqError: Why it failed.
+        SplittingError: Why it failed.
+        KeyboardInterrupt: It was interrupted, and has said what the folder holds.
+    """
     with distributed.session(options.device) as device:
         check_writable(options.json)
         if options.tensorboard:

@@ -47,31 +47,42 @@ class Loss(ABC):
 
     @abstractmethod
     def __call__(self, logits: Tensor, labels: Tensor, constants: Tensor, progress: Progress) -> Tensor:
-        """Return the loss of a batch, a scalar.
+        """The loss of a batch.
 
         Args:
             logits: (batch, classes).
             labels: (batch,) integers.
-            constants: `gap_estimates(network)`, (classes, classes), differentiable in the weights; all zero where
-                the radius of training is 0.
+            constants: `gap_estimates(network)`, (classes, classes), differentiable in the weights; all zero where the
+                radius of training is 0.
             progress: Where training stands.
 
         Returns:
-            The loss.
+            A scalar.
         """
 
 
 LOSSES: Registry[Loss] = Registry("loss")
+"""The losses by the names that `mondeq train --loss` takes."""
 
 
 def margins(logits: Tensor, labels: Tensor, constants: Tensor, radius: float) -> Tensor:
-    """Return by how much y_label exceeds every other y_j + radius·L_label,j, (batch,); > 0: certified by estimate."""
+    """By how much y_label exceeds every other y_j + radius·L_label,j.
+
+    Args:
+        logits: (batch, classes).
+        labels: (batch,) integers.
+        constants: L, (classes, classes).
+        radius: How far images may move, in pixel units.
+
+    Returns:
+        The least excess of each sample, (batch,); where it is > 0 the sample is certified by estimate.
+    """
     gaps = logits.gather(1, labels[:, None]) - logits - radius * constants[labels]
     return gaps.scatter(1, labels[:, None], torch.inf).amin(1)
 
 
 def gap_estimates(network: Network) -> Tensor:
-    """Return gap constants differentiable in the weights, in logits per ℓ2 pixel unit.
+    """Constants of gaps of logits, differentiable in the weights, in logits per ℓ2 pixel unit.
 
     They are estimates in floating point that steer training; certificates are computed by `mondeq.certify` afterwards.
 

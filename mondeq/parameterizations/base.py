@@ -24,10 +24,17 @@ from splitting import InvalidArgument, InvalidType, norms, verified
 
 
 class Parameterization(nn.Module, ABC):
-    """Owns the weights of z = σ(Wz + Ux + b), for every value of which I − W is strongly monotone.
+    """The weights of z = σ(Wz + Ux + b), for every value of which I − W is strongly monotone.
 
-    state_shape: shape of one state z. in_features: number of entries of one input x. in_shape: of one input x.
-    proving_solver, proving_tol: how an equilibrium is solved for a certificate, in float64.
+    A class enrols in `PARAMETERIZATIONS` by the name that saved networks know it by.
+
+    Attributes:
+        Settings: The class of its settings.
+        state_shape: The shape of one state z.
+        in_features: The number of entries of one input x.
+        in_shape: The shape of one input x.
+        proving_solver: By what an equilibrium is solved for a certificate, in float64.
+        proving_tol: How exactly it is solved then.
     """
 
     Settings: ClassVar[type[AnySettings]] = NoSettings
@@ -41,24 +48,31 @@ class Parameterization(nn.Module, ABC):
 
     @classmethod
     def make(cls, settings: Any, in_shape: torch.Size) -> Self:
-        """Make one with initial weights for inputs of `in_shape`. Raises ConfigError where nobody has said how.
+        """One with initial weights.
 
         Args:
             settings: An object of `Settings`.
-            in_shape: The shape of one input.
+            in_shape: The shape of one input that it is to take.
 
         Returns:
             The parameterization.
+
+        Raises:
+            ConfigError: It cannot be made for such inputs, or nobody has said how.
         """
         raise ConfigError(f"{cls.__name__} has no `make`, and cannot be made from settings")
 
     def settings(self) -> AnySettings:
-        """Return what `make` needs to make this one again, weights aside."""
+        """What `make` needs to make this one again, weights aside."""
         return self.Settings()
 
     @classmethod
     def example(cls) -> tuple[AnySettings, torch.Size]:
-        """Return settings and a shape of inputs of a small example, by which the laws are tested."""
+        """A small example, by which the laws are tested.
+
+        Returns:
+            Settings and the shape of one input.
+        """
         return cls.Settings(), torch.Size((3,))
 
     @property
@@ -67,12 +81,26 @@ class Parameterization(nn.Module, ABC):
         return torch.Size((self.in_features,))
 
     def check_inputs(self, in_shape: Sequence[int]) -> None:
-        """Raise InvalidArgument unless inputs of that shape fit."""
+        """Raise unless inputs of a shape fit.
+
+        Args:
+            in_shape: The shape of one input.
+
+        Raises:
+            InvalidArgument: They do not.
+        """
         if math.prod(in_shape) != self.in_features:
             raise InvalidArgument(f"takes {self.in_features} entries per sample, got samples of {tuple(in_shape)}")
 
     def forward(self, x: Tensor) -> Tensor:
-        """None: a parameterization says what the problem is, and a layer solves it. Raises InvalidType."""
+        """None: a parameterization says what the problem is, and a layer solves it.
+
+        Args:
+            x: Anything.
+
+        Raises:
+            InvalidType: Always; the message says what to call.
+        """
         name = type(self).__name__
         raise InvalidType(
             f"`{name}` is no layer; call mondeq.EquilibriumLayer(linear)(x), or linear.source(x) for Ux + b"
@@ -84,21 +112,53 @@ class Parameterization(nn.Module, ABC):
 
     @abstractmethod
     def source(self, x: Tensor) -> Tensor:
-        """c = U x + b for inputs x (batch, …), as states (batch, *state_shape)."""
+        """c = U x + b for inputs.
+
+        Args:
+            x: Inputs (batch, …).
+
+        Returns:
+            States (batch, *state_shape).
+
+        Raises:
+            InvalidType: Inputs have another type, dtype or device than the weights.
+            InvalidArgument: They have another shape.
+        """
 
     @abstractmethod
     def input_norm(self, scale: Tensor) -> float:
-        """Proved upper bound on ‖Λ^½ U diag(scale)‖₂, with `scale` (in_features,) multiplying the inputs."""
+        """A proved upper bound on ‖Λ^½ U diag(scale)‖₂.
+
+        Args:
+            scale: What multiplies the inputs, (in_features,).
+
+        Returns:
+            The bound.
+        """
 
     @abstractmethod
     def source_rounding(self, size: Tensor) -> Tensor:
-        """Upper bound, per sample, on ‖fl(Ux + b) − (Ux + b)‖_Λ where |x| ≤ size entrywise, and x itself is only
-        known to a few roundings relative to `size` (batch, in_features), float64."""
+        """An upper bound on ‖fl(Ux + b) − (Ux + b)‖_Λ of each sample.
+
+        It holds where |x| ≤ size entrywise, and x itself is only known to a few roundings relative to `size`.
+
+        Args:
+            size: (batch, in_features), float64.
+
+        Returns:
+            The bounds, (batch,).
+        """
 
     def input_norm_estimate(self, scale: Tensor) -> Tensor:
         """What `input_norm` bounds, in floating point and differentiable in the weights: it steers training.
 
         This one builds U column by column; a parameterization with large inputs has a better way.
+
+        Args:
+            scale: What multiplies the inputs, (in_features,).
+
+        Returns:
+            A scalar tensor.
         """
         basis = torch.eye(self.in_features, dtype=scale.dtype, device=scale.device) * scale
         basis = basis.to(next(self.parameters()))
@@ -117,17 +177,23 @@ class Parameterization(nn.Module, ABC):
         return None if metric is None else metric.sqrt()
 
     def blocks(self) -> tuple[Tensor, Tensor] | None:
-        """A (n, n) and U (n, in_features) as float64 matrices, exactly as the weights say; None where they are none.
+        """A and U as float64 matrices, exactly as the weights say: they let bounds see operator and input map together.
 
-        They let bounds see operator and input map together.
+        Returns:
+            (n, n) and (n, in_features); None where they are no matrices.
         """
         return None
 
     def check_contract(self) -> None:
-        """Raise InvalidType or InvalidArgument where this object may compute something else than it proves.
+        """Raise where this object may compute something else than it proves.
 
         A class that mixes a source of its own with constants that others proved of theirs is refused, and an enrolled
-        one whose attributes differ from those of a fresh one with its settings.
+        one
+        whose attributes differ from those of a fresh one with its settings.
+
+        Raises:
+            InvalidType: The class mixes methods.
+            InvalidArgument: Attributes differ.
         """
         scrutiny.check_inherited(self, ("source", "input_norm", "source_rounding"))
         if PARAMETERIZATIONS.name_of(type(self)) is not None:
@@ -136,7 +202,14 @@ class Parameterization(nn.Module, ABC):
             scrutiny.check_same(self, fresh, (), name="linear")
 
     def confined(self, activation: splitting.Activation) -> splitting.Activation:
-        """`activation` as this parameterization's equilibria use it: itself, unless part of a state is fixed at 0."""
+        """An activation as this parameterization's equilibria use it.
+
+        Args:
+            activation: σ.
+
+        Returns:
+            The activation itself, unless part of a state is fixed at 0.
+        """
         return activation
 
     def weight(self) -> Tensor:
@@ -148,12 +221,15 @@ class Parameterization(nn.Module, ABC):
 
 
 PARAMETERIZATIONS: Registry[Parameterization] = Registry("parameterization")
+"""The kinds of parameterizations by the names that saved networks know them by."""
 
 
 class Readable(Parameterization):
     """A parameterization with a read-out y = W_o z + b_o of its own, made for a Lipschitz constant.
 
-    gain: x ↦ y is gain-Lipschitz for every value of the weights. out_shape: of one y.
+    Attributes:
+        gain: x ↦ y is gain-Lipschitz for every value of the weights.
+        out_shape: The shape of one y.
     """
 
     gain: float
@@ -166,7 +242,15 @@ class Readable(Parameterization):
 
 
 class DenseInput(Parameterization):
-    """The part that dense parameterizations share: U (features, in_features) and b (features,)."""
+    """The part that dense parameterizations share: U (features, in_features) and b (features,).
+
+    Args:
+        in_features: Entries of x, of any shape.
+        features: n, entries of z.
+
+    Raises:
+        InvalidArgument: One of them is no integer ≥ 1.
+    """
 
     def __init__(self, in_features: int, features: int) -> None:
         super().__init__()
@@ -189,7 +273,7 @@ class DenseInput(Parameterization):
     def input_norm(self, scale: Tensor) -> float:
         root = self._root_metric()
         matrix = root[:, None] * self.U.detach().double() * scale.double()
-        rounding = 4 * verified.gamma(1) * norms.frobenius(matrix)
+        rounding = 4 * verified.rounding_factor(1) * norms.frobenius(matrix)
         return verified.spectral_norm(matrix, perturbation=rounding)
 
     def input_norm_estimate(self, scale: Tensor) -> Tensor:
@@ -200,10 +284,10 @@ class DenseInput(Parameterization):
 
     def source_rounding(self, size: Tensor) -> Tensor:
         magnitude = size @ self.U.detach().double().abs().mT + self.b.detach().double().abs()
-        gamma, root = verified.gamma(self.in_features + 8, self.U.dtype), self._root_metric()
+        factor, root = verified.rounding_factor(self.in_features + 8, self.U.dtype), self._root_metric()
         # Products below the normal numbers may vanish, whatever their size is relative to c.
         vanished = (self.in_features + 8) * torch.finfo(self.U.dtype).tiny * norms.frobenius(root)
-        return gamma * verified.vector_norm(magnitude * root) + vanished
+        return factor * verified.vector_norm(magnitude * root) + vanished
 
     def _root_metric(self) -> Tensor:
         """The diagonal of Λ^½, float64."""
@@ -236,9 +320,20 @@ class StronglyMonotone(Parameterization):
 
 
 def flat_input(x: Tensor, entries: int, weight: Tensor, image_shape: tuple[int, ...] | None = None) -> Tensor:
-    """x (batch, …) as (batch, entries). Raises unless it fits `weight`, in shape, dtype and device.
+    """Inputs as (batch, entries).
 
-    image_shape: what a sample must be shaped like where it is not flat; by default any shape will do.
+    Args:
+        x: Inputs (batch, …).
+        entries: How many numbers a sample has.
+        weight: What they are to be multiplied with.
+        image_shape: What a sample must be shaped like where it is not flat; by default any shape will do.
+
+    Returns:
+        The same numbers.
+
+    Raises:
+        InvalidType: They are no tensor, or have another dtype or device than the weight.
+        InvalidArgument: They have another shape.
     """
     if not isinstance(x, Tensor):
         raise InvalidType(f"`x` must be a tensor, got {type(x).__name__}; convert it with torch.as_tensor")
@@ -258,14 +353,36 @@ def flat_input(x: Tensor, entries: int, weight: Tensor, image_shape: tuple[int, 
 
 
 def check_count(name: str, value: int) -> int:
-    """`value` if it is a positive integer; otherwise raise, naming the argument."""
+    """A positive integer.
+
+    Args:
+        name: What the argument is called, for the message.
+        value: What was given.
+
+    Returns:
+        The same.
+
+    Raises:
+        InvalidArgument: It is none.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InvalidArgument(f"`{name}` must be an integer ≥ 1, got {value!r}")
     return value
 
 
 def check_positive(name: str, value: float) -> float:
-    """`value` if it is a finite number > 0; otherwise raise, naming the argument."""
+    """A finite number > 0.
+
+    Args:
+        name: What the argument is called, for the message.
+        value: What was given.
+
+    Returns:
+        The same as a float.
+
+    Raises:
+        InvalidArgument: It is none.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise InvalidArgument(f"`{name}` must be a finite number > 0, got {value!r}")
     return float(value)

@@ -25,7 +25,14 @@ from splitting import InvalidArgument, Layout, Torus, constant, is_transformed, 
 
 @dataclass(frozen=True)
 class ConvolutionalSettings(Settings):
-    """The settings that both share."""
+    """The settings that convolutional parameterizations share.
+
+    Args:
+        kernel_size: k, the side of the convolutions, odd.
+        m: Strong monotonicity, > 0.
+        learn_m: Whether m is learned, starting from `m`.
+        weight_norm: Whether length and direction of kernels are learned apart.
+    """
 
     kernel_size: int = setting(Whole(1), 3, help="side of the convolutions, odd (default 3)")
     m: float = setting(POSITIVE, 1.0, help="strong monotonicity (default 1)")
@@ -37,6 +44,15 @@ class ConvolutionalInput(Parameterization):
     """The part that convolutional parameterizations share: U (channels, in_channels, k, k), b, the torus, the border.
 
     Their states are images with `channels` channels on a torus k − 1 larger than the input.
+
+    Args:
+        in_channels: Of the images x.
+        channels: Of the part of a state that x feeds.
+        image_size: The side of the images, or (height, width).
+        kernel_size: k, odd.
+
+    Raises:
+        InvalidArgument: One of them is out of range, or the kernel larger than the image.
     """
 
     # The states of convolutions are large: 1e-7 costs a certificate less than a millionth of its radius.
@@ -72,8 +88,9 @@ class ConvolutionalInput(Parameterization):
 
     @property
     def inside(self) -> Tensor:
-        """Boolean, shaped to multiply states: false on the borders. It is derived from the configuration, and so is no
-        buffer, which could be lost or left without values.
+        """Boolean, shaped to multiply states: false on the borders.
+
+        It is derived from the configuration, and so is no buffer, which could be lost or left without values.
         """
         return _interior(self.size, self.kernel_size // 2, self.U.device)
 
@@ -100,7 +117,7 @@ class ConvolutionalInput(Parameterization):
         # Products below the normal numbers may vanish, whatever their size is relative to c.
         vanished = terms * torch.finfo(self.U.dtype).tiny * self.state_shape.numel() ** 0.5
         magnitude = self._magnitude(size).permute(2, 0, 1)
-        return verified.gamma(terms, self.U.dtype) * verified.vector_norm(magnitude) + vanished
+        return verified.rounding_factor(terms, self.U.dtype) * verified.vector_norm(magnitude) + vanished
 
     def input_norm(self, scale: Tensor) -> float:
         kernel = self._scaled_input(scale.double(), self.U.detach().double())
@@ -150,7 +167,11 @@ class _Convolutional(ConvolutionalInput, StronglyMonotone):
 
 @dataclass(frozen=True)
 class Conv2dSettings(ConvolutionalSettings):
-    """Of Conv2d."""
+    """Of Conv2d.
+
+    Args:
+        channels: Of the state.
+    """
 
     channels: int = setting(Whole(1), None, help="channels of the state")
 
@@ -159,11 +180,23 @@ class Conv2dSettings(ConvolutionalSettings):
 class Conv2d(_Convolutional):
     """z = σ(Wz + Ux + b) with W = (1 − m)I − FᵀF + Gᵀ − G for convolutions F, G, U; ‖U‖₂/m-Lipschitz.
 
-    in_channels, image_size: of the images x, (batch, in_channels, height, width) or flattened; image_size a side or
-    (height, width). channels: of the states (batch, channels, height + k − 1, width + k − 1), whose border is zero.
-    kernel_size: k, odd. m: strong monotonicity, > 0; with learn_m the initial value of exp(log_m). weight_norm: use
-    F_scale · F/‖F‖_F and G_scale · G/‖G‖_F with learned scales that start at 1. Initialised like torch.nn.Conv2d.
-    Raises InvalidArgument. Source: Winston & Kolter 2020, arXiv 2006.08591.
+    Images x are (batch, in_channels, height, width) or flattened, states (batch, channels, height + k − 1,
+    width + k − 1), whose border is zero. Weights are initialised like those of torch.nn.Conv2d. Source: Winston &
+    Kolter
+    2020, arXiv 2006.08591.
+
+    Args:
+        in_channels: Of the images.
+        channels: Of the states.
+        image_size: The side of the images, or (height, width).
+        kernel_size: k, odd.
+        m: Strong monotonicity, > 0.
+        learn_m: Whether m is learned, as exp(log_m) with `m` the initial value.
+        weight_norm: Whether F_scale · F/‖F‖_F and G_scale · G/‖G‖_F are used for F and G, with learned scales that
+            start at 1.
+
+    Raises:
+        InvalidArgument: One of them is out of range, or the kernel larger than the image.
     """
 
     Settings = Conv2dSettings
@@ -205,7 +238,11 @@ class Conv2d(_Convolutional):
 
 @dataclass(frozen=True)
 class MultiscaleConv2dSettings(ConvolutionalSettings):
-    """Of MultiscaleConv2d."""
+    """Of MultiscaleConv2d.
+
+    Args:
+        channels: Of every tier.
+    """
 
     channels: tuple[int, ...] = setting(Several(Whole(1), least=1), None, help="channels of every tier")
 
@@ -214,10 +251,22 @@ class MultiscaleConv2dSettings(ConvolutionalSettings):
 class MultiscaleConv2d(_Convolutional):
     """An equilibrium over tiers of decreasing resolution; W is block lower-bidiagonal, monotone like that of Conv2d.
 
-    channels: of every tier; tier i has images of size image_size/2^i, which must be whole, padded to tori k − 1 larger.
-    State: one flat tensor (batch, N), cut by `layout`. The input feeds the first tier. F, G: one kernel per tier, D:
-    one between neighbours, with stride 2. All else as in Conv2d, which one tier is equal to.
-    Source: Winston & Kolter 2020, arXiv 2006.08591, appendix D.
+    Tier i has images of size image_size/2^i, which must be whole, padded to tori k − 1 larger. A state is one flat
+    tensor
+    (batch, N), cut by `layout`. The input feeds the first tier. F and G have one kernel per tier, D one between
+    neighbours, with stride 2. A single tier is a Conv2d. Source: Winston & Kolter 2020, arXiv 2006.08591, appendix D.
+
+    Args:
+        in_channels: Of the images.
+        channels: Of every tier.
+        image_size: The side of the images, or (height, width).
+        kernel_size: k, odd.
+        m: Strong monotonicity, > 0.
+        learn_m: Whether m is learned, as exp(log_m) with `m` the initial value.
+        weight_norm: Whether F, G and D are used with length and direction apart, with learned lengths that start at 1.
+
+    Raises:
+        InvalidArgument: One of them is out of range, or images cannot be halved so often.
     """
 
     Settings = MultiscaleConv2dSettings

@@ -16,7 +16,13 @@ from splitting import full_precision, is_recorded, norms, verified
 
 @dataclass(frozen=True)
 class DenseSettings(Settings):
-    """Of Dense."""
+    """Of Dense.
+
+    Args:
+        features: n, the width of the equilibrium state.
+        m: Strong monotonicity, > 0.
+        learn_m: Whether m is learned, starting from `m`.
+    """
 
     features: int = setting(Whole(1), help="n, the width of the equilibrium state")
     m: float = setting(POSITIVE, 1.0, help="strong monotonicity (default 1)")
@@ -27,9 +33,16 @@ class DenseSettings(Settings):
 class Dense(DenseInput, StronglyMonotone):
     """z = σ(Wz + Ux + b) with W = (1 − m)I − FᵀF + Gᵀ − G: one solution for every F, G, and ‖U‖₂/m-Lipschitz.
 
-    in_features: entries of x, any shape (flattened). features: n, entries of z. m: strong monotonicity, > 0; with
-    learn_m it is the initial value of exp(log_m). Initialised like torch.nn.Linear. Raises InvalidArgument.
-    Source: Winston & Kolter 2020, arXiv 2006.08591.
+    Weights are initialised like those of torch.nn.Linear. Source: Winston & Kolter 2020, arXiv 2006.08591.
+
+    Args:
+        in_features: Entries of x, of any shape (flattened).
+        features: n, entries of z.
+        m: Strong monotonicity, > 0.
+        learn_m: Whether m is learned, as exp(log_m) with `m` the initial value.
+
+    Raises:
+        InvalidArgument: One of them is out of range.
     """
 
     Settings = DenseSettings
@@ -97,7 +110,7 @@ class GramSkewOperator(splitting.DenseOperator):
         entries = size * size + 2 * norms.frobenius(G.double()) + float(m)
         # Products below the normal numbers may vanish, whatever their size is relative to A.
         vanished = 4 * (len(F) + 4) * len(G) * torch.finfo(self.dtype).tiny
-        return verified.round_down(float(m) - verified.gamma(len(F) + 4, self.dtype) * entries - vanished)
+        return verified.round_down(float(m) - verified.rounding_factor(len(F) + 4, self.dtype) * entries - vanished)
 
     def pairing_gradient(self, q: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
         F, _, _ = self.tensors

@@ -28,7 +28,14 @@ def gram_skew(m: Tensor, F: Tensor, G: Tensor) -> Tensor:
 
 
 def gram(F: Tensor) -> Tensor:
-    """The kernel of FᵀF, with sides 2k − 1: Σ_t F_tᵀ F_{t+d} at d."""
+    """The kernel of FᵀF, with sides 2k − 1: Σ_t F_tᵀ F_{t+d} at d.
+
+    Args:
+        F: (any, channels, k, k).
+
+    Returns:
+        (channels, channels, 2k − 1, 2k − 1).
+    """
     out, inner, height, width = F.shape
     taps = F.permute(2, 3, 1, 0).reshape(-1, out)
     products = (taps @ taps.mT).view(height * width, inner, height * width, inner).transpose(1, 2)
@@ -57,10 +64,17 @@ def proved_monotonicity(m: Tensor, F: Tensor, G: Tensor) -> float:
     exact = float(m.detach())
     # Products below the normal numbers may vanish, whatever their size is relative to A.
     vanished = 16 * terms * channels * height * width * torch.finfo(F.dtype).tiny
-    error = verified.gamma(terms, F.dtype) * (f * f + 2 * g + exact) * (1 + 1e-12) + vanished
+    error = verified.rounding_factor(terms, F.dtype) * (f * f + 2 * g + exact) * (1 + 1e-12) + vanished
     return verified.round_down(exact - error)
 
 
 def transposed(kernel: Tensor) -> Tensor:
-    """The kernel of the adjoint correlation."""
+    """The kernel of the adjoint correlation.
+
+    Args:
+        kernel: (out, in, k, k).
+
+    Returns:
+        (in, out, k, k).
+    """
     return kernel.transpose(0, 1).flip(2, 3)

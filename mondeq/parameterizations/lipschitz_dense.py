@@ -19,7 +19,14 @@ from splitting import full_precision
 
 @dataclass(frozen=True)
 class LipschitzDenseSettings(Settings):
-    """Of LipschitzDense."""
+    """Of LipschitzDense.
+
+    Args:
+        features: n, the width of the equilibrium state.
+        out_features: The number of outputs.
+        gamma: γ > 0, in units of output per input.
+        epsilon: ε > 0, which keeps the matrix inequality strict.
+    """
 
     features: int = setting(Whole(1), help="n, the width of the equilibrium state")
     out_features: int = setting(Whole(1), help="the number of outputs")
@@ -31,10 +38,19 @@ class LipschitzDenseSettings(Settings):
 class LipschitzDense(DenseInput, Readable):
     """z = σ(Wz + Ux + b) and its read-out W_o z + b_o, with ‖W_o(z₁ − z₂)‖₂ ≤ γ ‖x₁ − x₂‖₂ built in.
 
-    The operator is A = Ψ(W_oᵀW_o/(2γ) + ΛUUᵀΛ/(2γ) + VᵀV + εI + Sᵀ − S), monotone in the metric Λ = exp(log_metric),
-    which is learned; ΛA + AᵀΛ − W_oᵀW_o/γ − ΛUUᵀΛ/γ = 2VᵀV + 2εI ≻ 0 is the matrix inequality that gives γ.
-    in_features, features, out_features: sizes of x, z and W_o z. gamma: γ > 0, in units of output per input.
-    epsilon: ε > 0 keeps the inequality strict and the operator well conditioned. Source: arXiv 2010.01732.
+    The operator is A = Ψ(W_oᵀW_o/(2γ) + ΛUUᵀΛ/(2γ) + VᵀV + εI + Sᵀ − S), Ψ = Λ⁻¹, monotone in the metric
+    Λ = exp(log_metric), which is learned; ΛA + AᵀΛ − W_oᵀW_o/γ − ΛUUᵀΛ/γ = 2VᵀV + 2εI ≻ 0 is the matrix inequality that
+    gives γ. Source: Revay, Wang & Manchester 2020, arXiv 2010.01732.
+
+    Args:
+        in_features: Entries of x, of any shape (flattened).
+        features: n, entries of z.
+        out_features: Entries of W_o z.
+        gamma: γ > 0, in units of output per input.
+        epsilon: ε > 0, which keeps the inequality strict and the operator well conditioned.
+
+    Raises:
+        InvalidArgument: One of them is out of range.
     """
 
     Settings = LipschitzDenseSettings

@@ -31,20 +31,37 @@ _TIGHTNESS = 200.0
 
 
 class Reflected(Parameterization):
-    """A parameterization whose layer gives y = x − Uᵀz. in_shape: that of x and y.
+    """A parameterization whose layer gives y = x − Uᵀz.
 
-    m: ⟨Δz, AΔz⟩ − ½‖UᵀΔz‖² is at least m‖Δz‖², up to the rounding that the operator's strong monotonicity leaves out.
+    Attributes:
+        in_shape: The shape of one x and one y.
+        m: ⟨Δz, AΔz⟩ − ½‖UᵀΔz‖² is at least m‖Δz‖², up to the rounding that the operator's strong monotonicity leaves
+            out.
     """
 
     m: float
 
     @abstractmethod
     def pull(self, z: Tensor) -> Tensor:
-        """Return Uᵀz, (batch, *in_shape), for states z."""
+        """Uᵀz for states.
+
+        Args:
+            z: States (batch, *state_shape).
+
+        Returns:
+            (batch, *in_shape).
+        """
 
     @abstractmethod
     def pull_rounding(self, z: Tensor) -> Tensor:
-        """Return an upper bound on ‖fl(Uᵀz) − Uᵀz‖₂ of each state, (batch,) float64."""
+        """An upper bound on ‖fl(Uᵀz) − Uᵀz‖₂ of each state.
+
+        Args:
+            z: States (batch, *state_shape).
+
+        Returns:
+            The bounds, (batch,) float64.
+        """
 
     def monotonicity_estimate(self) -> float:
         return self.m
@@ -55,7 +72,12 @@ class Reflected(Parameterization):
 
 @dataclass(frozen=True)
 class ReflectedDenseSettings(Settings):
-    """Of ReflectedDense."""
+    """Of ReflectedDense.
+
+    Args:
+        hidden: Units of the state z.
+        m: Strong monotonicity, > 0; small against ½UUᵀ for an isometry.
+    """
 
     hidden: int = setting(Whole(1), help="units of the state z")
     m: float = setting(POSITIVE, 0.01, help="strong monotonicity; small against ½UUᵀ for an isometry")
@@ -70,11 +92,11 @@ class ReflectedDense(DenseInput, Reflected):
     Args:
         features: Entries of x and y.
         hidden: Entries of z.
-        m: Strong monotonicity, > 0; against ½UUᵀ, the smaller it is the closer y is to an isometry of x, and the more
+        m: Strong monotonicity, > 0. The smaller it is against ½UUᵀ, the closer y is to an isometry of x, and the more
             steps a solve takes.
 
     Raises:
-        InvalidArgument: One is out of range.
+        InvalidArgument: One of them is out of range.
     """
 
     Settings = ReflectedDenseSettings
@@ -111,12 +133,18 @@ class ReflectedDense(DenseInput, Reflected):
         terms = self.features + 4
         size = z.double().abs() @ self.U.detach().double().abs()
         vanished = terms * self.in_features * torch.finfo(self.U.dtype).tiny
-        return verified.gamma(terms, self.U.dtype) * verified.vector_norm(size) + vanished
+        return verified.rounding_factor(terms, self.U.dtype) * verified.vector_norm(size) + vanished
 
 
 @dataclass(frozen=True)
 class ReflectedConv2dSettings(Settings):
-    """Of ReflectedConv2d."""
+    """Of ReflectedConv2d.
+
+    Args:
+        hidden: Channels of the state z.
+        kernel_size: k, the side of the convolutions, odd.
+        m: Strong monotonicity, > 0; small against ½UUᵀ for an isometry.
+    """
 
     hidden: int = setting(Whole(1), help="channels of the state z")
     kernel_size: int = setting(Whole(1), 3, help="side of the convolutions, odd (default 3)")
@@ -125,17 +153,20 @@ class ReflectedConv2dSettings(Settings):
 
 @PARAMETERIZATIONS.enrol("reflected-conv2d")
 class ReflectedConv2d(ConvolutionalInput, Reflected):
-    """The same for images: U and G are convolutions, z lives on a torus k − 1 larger, with a border of zeros.
+    """y = x − Uᵀz for images: U and G are convolutions, z lives on a torus k − 1 larger, with a border of zeros.
+
+    It is 1-Lipschitz for every U, b, G, as ReflectedDense is.
 
     Args:
         channels: Of x and y.
         hidden: Channels of z.
-        image_size: A side, or (height, width).
+        image_size: The side of the images, or (height, width).
         kernel_size: k, odd.
-        m: As in ReflectedDense.
+        m: Strong monotonicity, > 0. The smaller it is against ½UUᵀ, the closer y is to an isometry of x, and the more
+            steps a solve takes.
 
     Raises:
-        InvalidArgument: One is out of range.
+        InvalidArgument: One of them is out of range, or the kernel larger than the image.
     """
 
     Settings = ReflectedConv2dSettings
@@ -184,7 +215,7 @@ class ReflectedConv2d(ConvolutionalInput, Reflected):
         terms = self.hidden * self.kernel_size**2 + 4
         size = _crop_transposed(z.double().abs(), self.U.detach().double().abs())
         vanished = terms * self.in_features * torch.finfo(self.U.dtype).tiny
-        return verified.gamma(terms, self.U.dtype) * verified.vector_norm(size) + vanished
+        return verified.rounding_factor(terms, self.U.dtype) * verified.vector_norm(size) + vanished
 
 
 def _crop_transposed(z: Tensor, kernel: Tensor) -> Tensor:

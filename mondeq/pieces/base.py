@@ -59,14 +59,24 @@ class Logits:
     rounding: Tensor
 
     def slack(self, chosen: Tensor) -> Tensor:
-        """Return a bound on the error of y_chosen − y_j for every class j, (batch, classes)."""
+        """A bound on the error of y_chosen − y_j for every class j.
+
+        Args:
+            chosen: A class for every sample, (batch,).
+
+        Returns:
+            (batch, classes).
+        """
         return self.gains[chosen] * self.radius[:, None] + self.rounding
 
 
 class Proof(ABC):
     """What is proved of one stage of a float64 network, for inputs measured in a given norm. It is made once.
 
-    constant: an upper bound on ‖Δoutput‖/‖Δinput‖. norm: what the output is measured in. out_shape: of one output.
+    Attributes:
+        constant: An upper bound on ‖Δoutput‖/‖Δinput‖.
+        norm: What the output is measured in.
+        out_shape: The shape of one output.
     """
 
     constant: float
@@ -75,28 +85,61 @@ class Proof(ABC):
 
     @abstractmethod
     def enclose(self, ball: Ball) -> Ball:
-        """Return a ball that contains the exact output of every exact input in `ball`."""
+        """A ball that contains the exact output of every exact input in a ball.
+
+        Args:
+            ball: What contains the inputs.
+
+        Returns:
+            What contains the outputs, in `norm`.
+        """
 
     def gaps(self) -> Tensor:
-        """Return, for a stage that gives logits, bounds on |Δ(y_i − y_j)|/‖Δinput‖, (classes, classes) float64."""
+        """Bounds on |Δ(y_i − y_j)|/‖Δinput‖, for a stage that gives logits.
+
+        Returns:
+            (classes, classes) float64.
+        """
         return self.constant * _gap_gains(self.norm, self.out_shape)
 
     def logits(self, ball: Ball) -> Logits:
-        """Return the logits of the inputs in `ball`, for a stage that gives them."""
+        """The logits of inputs with what their differences may be wrong by, for a stage that gives logits.
+
+        Args:
+            ball: What contains the inputs.
+
+        Returns:
+            The computed logits and bounds on their errors.
+        """
         out = self.enclose(ball)
         gains = _gap_gains(self.norm, self.out_shape).to(out.centre.device)
         return Logits(out.centre, gains, out.radius, torch.zeros_like(out.radius)[:, None])
 
     def blocks(self) -> Blocks | None:
-        """Return operator and input map of an equilibrium that hands on its state; None for all else."""
+        """Operator and input map of an equilibrium that hands on its state.
+
+        Returns:
+            The matrices; None for all else.
+        """
         return None
 
     def rows(self) -> Tensor | None:
-        """Return C of a stage that is x ↦ C x + d for flat x, exactly as its weights say; None for all else."""
+        """C of a stage that is x ↦ C x + d for flat x, exactly as its weights say.
+
+        Returns:
+            C; None for all else.
+        """
         return None
 
     def lift(self, rows: Tensor) -> Tensor | None:
-        """Return C ∘ (this stage) as a matrix for C = `rows`, where that takes no rounding; else None."""
+        """C ∘ (this stage) as a matrix, where that takes no rounding.
+
+        Args:
+            rows: C, which takes flat outputs of this stage.
+
+        Returns:
+            The matrix, which takes flat inputs; None where there is none.
+        """
         return None
 
 
@@ -109,61 +152,137 @@ def _gap_gains(norm: Norm, shape: torch.Size) -> Tensor:
 class Arithmetic(ABC):
     """The contract of a piece: shapes, settings, proofs, estimates.
 
-    A class enrols in `PIECES` by the name that saved networks know it by. in_shape: of samples, where a piece takes
-    only one shape and knows it; else None.
+    A class enrols in `PIECES` by the name that saved networks know it by.
+
+    Attributes:
+        Settings: The class of its settings.
+        in_shape: The shape of one sample, where a piece takes only one shape and knows it; else None.
     """
 
     Settings: ClassVar[type[AnySettings]] = NoSettings
     in_shape: torch.Size | None = None
 
     def settings(self) -> AnySettings:
-        """Return what `make` needs to make this piece again, weights aside."""
+        """What `make` needs to make this piece again, weights aside.
+
+        Returns:
+            An object of `Settings`.
+
+        Raises:
+            InvalidArgument: No file can hold what it is made of.
+        """
         return self.Settings()
 
     @classmethod
     @abstractmethod
     def make(cls, settings: Any, in_shape: torch.Size) -> nn.Module:
-        """Make the module, with initial weights, for samples of `in_shape`. Raises ConfigError where it cannot be."""
+        """The module, with initial weights.
+
+        Args:
+            settings: An object of `Settings`.
+            in_shape: The shape of one sample that it is to take.
+
+        Returns:
+            The module.
+
+        Raises:
+            ConfigError: It cannot be made for such samples.
+        """
 
     @classmethod
     def example(cls) -> tuple[AnySettings, torch.Size]:
-        """Return settings and a shape of inputs of a small example, by which the laws of pieces are tested."""
+        """A small example, by which the laws of pieces are tested.
+
+        Returns:
+            Settings and the shape of one sample.
+        """
         return cls.Settings(), torch.Size((4, 6, 6))
 
     @abstractmethod
     def out_shape(self, in_shape: torch.Size) -> torch.Size:
-        """Return the shape of the output for one sample of `in_shape`. Raises InvalidArgument where it does not fit."""
+        """The shape of the output for one sample.
+
+        Args:
+            in_shape: The shape of one sample that comes in.
+
+        Returns:
+            The shape of what goes out.
+
+        Raises:
+            InvalidArgument: The piece takes no such samples.
+        """
 
     @abstractmethod
     def proofs(self, norm: Norm, in_shape: torch.Size) -> Sequence[Proof]:
-        """Return what is proved of this piece, in float64, stage after stage, for inputs measured in `norm`.
+        """What is proved of this piece, in float64, stage after stage.
 
-        Raises Unproved where nothing is.
+        Args:
+            norm: What inputs are measured in.
+            in_shape: The shape of one sample that comes in.
+
+        Returns:
+            The proofs, in the order of the stages; the first takes inputs measured in `norm`.
+
+        Raises:
+            Unproved: Nothing is proved of it.
         """
 
     def lipschitz_estimate(self, norm: Norm, in_shape: torch.Size) -> tuple[Tensor | float, Norm]:
-        """Return the constant, and the norm of the output, in floating point and differentiable in the weights.
+        """The constant of the piece in floating point, differentiable in the weights.
 
         It steers training and proves nothing. By default it is the product of the constants that are proved.
+
+        Args:
+            norm: What inputs are measured in.
+            in_shape: The shape of one sample that comes in.
+
+        Returns:
+            The constant and the norm that the output is measured in.
+
+        Raises:
+            Unproved: Nothing is known of it.
         """
         proofs = self.proofs(norm, in_shape)
         return math.prod(proof.constant for proof in proofs), proofs[-1].norm
 
     def gap_estimates(self, norm: Norm, in_shape: torch.Size) -> Tensor:
-        """Return estimates of |Δ(y_i − y_j)|/‖Δinput‖ for a piece that gives logits, (classes, classes)."""
+        """Estimates of |Δ(y_i − y_j)|/‖Δinput‖ for a piece that gives logits, differentiable in the weights.
+
+        Args:
+            norm: What inputs are measured in.
+            in_shape: The shape of one sample that comes in.
+
+        Returns:
+            (classes, classes).
+
+        Raises:
+            Unproved: Nothing is known of it.
+        """
         constant, out = self.lipschitz_estimate(norm, in_shape)
         gains = _gap_gains(out, self.out_shape(in_shape))
         return constant * (gains.to(constant) if isinstance(constant, Tensor) else gains)
 
     def entries(self, in_shape: torch.Size) -> int:
-        """Return how many numbers a sample takes at most on its way through."""
+        """How many numbers a sample takes at most on its way through.
+
+        Args:
+            in_shape: The shape of one sample that comes in.
+
+        Returns:
+            The number.
+        """
         return self.out_shape(in_shape).numel()
 
     def check(self) -> None:  # noqa: B027  # most have nothing to add
-        """Raise InvalidType or InvalidArgument where the module may compute something else than it proves."""
+        """Raise where the module may compute something else than it proves.
+
+        Raises:
+            InvalidType: Its class changes some of the methods that belong together.
+            InvalidArgument: An attribute is not what the class says.
+        """
 
     def facts(self) -> dict[str, float]:
-        """Return figures that `mondeq info` shows of this piece."""
+        """Figures that `mondeq info` shows of this piece, by name."""
         return {}
 
     def sharpen(self) -> None:  # noqa: B027  # most have nothing to add
@@ -175,6 +294,7 @@ class Piece(nn.Module, Arithmetic):
 
 
 PIECES: Registry[Arithmetic] = Registry("piece")
+"""The kinds of pieces by the names that saved networks know them by."""
 
 
 class Adapter(Arithmetic):
@@ -182,6 +302,9 @@ class Adapter(Arithmetic):
 
     Args:
         module: The module.
+
+    Attributes:
+        wraps: The class of the modules.
     """
 
     wraps: ClassVar[type[nn.Module]]
@@ -191,12 +314,23 @@ class Adapter(Arithmetic):
 
     @classmethod
     def of(cls, module: nn.Module) -> Self | None:
-        """Return the arithmetic of `module`, or None where it is of another class."""
+        """The arithmetic of a module of the class that this one is for.
+
+        Args:
+            module: Any module.
+
+        Returns:
+            Its arithmetic, or None where it is of another class.
+        """
         return cls(module) if type(module) is cls.wraps else None
 
 
 class Unknown(Arithmetic):
-    """What is known of any other module: nothing. It trains; it is neither proved nor saved."""
+    """What is known of any other module: nothing. It trains; it is neither proved nor saved.
+
+    Args:
+        module: The module.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -223,7 +357,7 @@ class Unknown(Arithmetic):
 
 
 def arithmetic(module: nn.Module) -> Arithmetic:
-    """Return the contract of any module: its own, that of an adapter, or that nothing is known of it.
+    """The contract of any module: its own, that of an adapter, or that nothing is known of it.
 
     Args:
         module: A piece of a network.

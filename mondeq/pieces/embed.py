@@ -20,7 +20,11 @@ from splitting import InvalidArgument
 
 @dataclass(frozen=True)
 class PadChannelsSettings(Settings):
-    """Of `PadChannels`."""
+    """Of `PadChannels`.
+
+    Args:
+        channels: How many there are to be.
+    """
 
     channels: int = setting(Whole(1))
 
@@ -58,7 +62,14 @@ class PadChannels(Piece):
         return torch.Size((self.channels, *in_shape[1:]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x (batch, channels, height, width) with channels of zeros behind its own."""
+        """Images with channels of zeros behind their own.
+
+        Args:
+            x: (batch, channels, height, width).
+
+        Returns:
+            (batch, `channels` of this piece, height, width).
+        """
         return functional.pad(x, (0, 0, 0, 0, 0, self.channels - x.shape[1]))
 
     def proofs(self, norm: Norm, in_shape: torch.Size) -> Sequence[Proof]:

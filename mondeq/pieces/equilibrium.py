@@ -44,7 +44,11 @@ from splitting import (
 
 @dataclass(frozen=True)
 class EquilibriumSettings(SolveSettings, ActivationSettings):
-    """Of an equilibrium: a parameterization, `{"kind": NAME, …its settings}`, an activation, how it is solved."""
+    """Of an equilibrium: a parameterization, an activation, how it is solved.
+
+    Args:
+        parameterization: `{"kind": NAME, …its settings}`, with a name in PARAMETERIZATIONS.
+    """
 
     parameterization: dict[str, Any] = setting(Mapping(), {})
 
@@ -97,7 +101,7 @@ class EquilibriumLayer(SolvedPiece):
 
     @uncompiled
     def forward(self, x: Tensor, initial: Tensor | None = None) -> Tensor:
-        """Return z (batch, *state_shape), differentiable in x and the weights.
+        """The equilibria of inputs, differentiable in the inputs and the weights.
 
         It computes in the dtype of the weights, also inside `torch.autocast`.
 
@@ -106,7 +110,12 @@ class EquilibriumLayer(SolvedPiece):
             initial: States to start from, one per sample; no gradient flows to them.
 
         Returns:
-            The equilibria.
+            z, (batch, *state_shape).
+
+        Raises:
+            InvalidType: Inputs or states have another type, dtype or device than the weights.
+            InvalidArgument: They have another shape.
+            NotConverged: A sample misses the tolerance and `on_failure` is "raise".
         """
         return self._state(x, initial)
 
@@ -124,7 +133,7 @@ class EquilibriumLayer(SolvedPiece):
     def solve(
         self, x: Tensor, *, tol: float | None = None, max_steps: int | None = None, initial: Tensor | None = None
     ) -> splitting.Solution:
-        """Return the same point without a graph, with per-sample diagnostics.
+        """The same points without a graph, with per-sample diagnostics.
 
         Args:
             x: Inputs (batch, …).
@@ -134,6 +143,11 @@ class EquilibriumLayer(SolvedPiece):
 
         Returns:
             The solution.
+
+        Raises:
+            InvalidType: Inputs or states have another type, dtype or device than the weights.
+            InvalidArgument: They have another shape, or an option is out of range.
+            NotConverged: A sample misses the tolerance and `on_failure` is "raise".
         """
         with full_precision(_device(x)):
             operator, solver = self._operator()
@@ -248,7 +262,15 @@ class EquilibriumLayer(SolvedPiece):
 
 
 class EquilibriumProof(Proof):
-    """‖Δz‖_Λ ≤ ‖Λ^½ U‖/m ‖Δx‖, and ‖z − z*‖_Λ ≤ (residual + rounding of the source)/m, with one operator for all."""
+    """What is proved of an equilibrium, with one operator for all inputs.
+
+    ‖Δz‖_Λ ≤ ‖Λ^½ U‖/m ‖Δx‖, and ‖z − z*‖_Λ ≤ (residual + rounding of the source)/m.
+
+    Args:
+        layer: The layer, in float64 and sharpened.
+        norm: What inputs are measured in.
+        in_shape: The shape of one input.
+    """
 
     def __init__(self, layer: EquilibriumLayer, norm: Norm, in_shape: torch.Size) -> None:
         self.layer, self.linear = layer, layer.linear
@@ -266,7 +288,17 @@ class EquilibriumProof(Proof):
         return self.layer.solver.tuned(self.operator)
 
     def solve(self, x: Tensor) -> splitting.Solution:
-        """Return the solution for inputs x, with its proved error bound."""
+        """The solution for inputs, with its proved error bound.
+
+        Args:
+            x: Inputs (batch, …), float64.
+
+        Returns:
+            The solution.
+
+        Raises:
+            NotConverged: A sample misses the tolerance and the layer's `on_failure` is "raise".
+        """
         problem = splitting.Inclusion(self.operator, self.linear.source(x), self.layer.prox)
         layer = self.layer
         return splitting.solve(

@@ -58,27 +58,42 @@ class Equilibrium(SolvedPiece):
         self.cell, self.state_shape, self.gradient = cell, torch.Size(state_shape), gradient
 
     def problem(self, x: Tensor) -> splitting.FixedPoint:
-        """Return the fixed point that is solved for inputs x (batch, …); methods start at 0."""
+        """The fixed point that is solved for inputs; methods start at 0.
+
+        Args:
+            x: Inputs (batch, …).
+
+        Returns:
+            z = f(z, x).
+
+        Raises:
+            InvalidType: `x` is no tensor.
+        """
         if not isinstance(x, Tensor):
             raise InvalidType(f"`x` must be a tensor, got {type(x).__name__}; convert it with torch.as_tensor")
         return splitting.FixedPoint(self.cell, x, x.new_zeros(len(x), *self.state_shape))
 
     def forward(self, x: Tensor, initial: Tensor | None = None) -> Tensor:
-        """Return z (batch, *state_shape), differentiable in x and the weights of the cell.
+        """The fixed points of inputs, differentiable in the inputs and the weights of the cell.
 
         Args:
             x: Inputs (batch, …).
             initial: States to start from, one per sample.
 
         Returns:
-            The fixed points.
+            z, (batch, *state_shape).
+
+        Raises:
+            InvalidType: Inputs or states are no such tensors.
+            InvalidArgument: States have another shape, or the cell gives other shapes than it takes.
+            NotConverged: A sample misses the tolerance and `on_failure` is "raise".
         """
         return splitting.equilibrium(
             self.problem(x), self.solver, initial=initial, gradient=self.gradient, **self.options
         )
 
     def solve(self, x: Tensor, *, initial: Tensor | None = None) -> splitting.Solution:
-        """Return the same point without a graph, with diagnostics per sample; its `error_bound` is inf.
+        """The same points without a graph, with diagnostics per sample; their `error_bound` is inf.
 
         Args:
             x: Inputs (batch, …).
@@ -86,6 +101,11 @@ class Equilibrium(SolvedPiece):
 
         Returns:
             The solution.
+
+        Raises:
+            InvalidType: Inputs or states are no such tensors.
+            InvalidArgument: States have another shape, or the cell gives other shapes than it takes.
+            NotConverged: A sample misses the tolerance and `on_failure` is "raise".
         """
         return splitting.solve(
             self.problem(x),

@@ -18,7 +18,13 @@ from splitting import InvalidArgument, Torus, norms, symbols, verified
 
 
 class LinearProof(Proof):
-    """W x + b for float64 weights (rows, n): constants by spectral norm, those of differences row by row."""
+    """W x + b for float64 weights: constants by spectral norm, those of differences row by row.
+
+    Args:
+        weight: W, (rows, n).
+        bias: b, (rows,); None for 0.
+        norm: What inputs are measured in.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, norm: Norm) -> None:
         self.weight = weight.detach()
@@ -26,7 +32,7 @@ class LinearProof(Proof):
         # In coordinates in which the norm of the inputs is the 2-norm.
         self.scaled = self.weight if norm.root is None else self.weight / norm.root.flatten()
         # Each entry is right to a few roundings.
-        self.error = 4 * verified.gamma(1) * norms.frobenius(self.scaled)
+        self.error = 4 * verified.rounding_factor(1) * norms.frobenius(self.scaled)
         self.constant = verified.spectral_norm(self.scaled, perturbation=self.error)
         self.norm, self.out_shape = Norm(), torch.Size((len(weight),))
 
@@ -50,7 +56,7 @@ class LinearProof(Proof):
 
     @property
     def _rounding(self) -> float:
-        return verified.gamma(self.weight.shape[1] + 5)
+        return verified.rounding_factor(self.weight.shape[1] + 5)
 
     @property
     def _vanished(self) -> float:
@@ -60,7 +66,12 @@ class LinearProof(Proof):
 
 @dataclass(frozen=True)
 class LinearSettings(Settings):
-    """Of torch.nn.Linear: the number of its outputs."""
+    """Of torch.nn.Linear.
+
+    Args:
+        features: The number of outputs.
+        bias: Whether there is a bias.
+    """
 
     features: int = setting(Whole(1))
     bias: bool = setting(Truth(), True)
@@ -109,13 +120,27 @@ class LinearPiece(Adapter):
 
 
 def spectral_estimate(matrix: Tensor) -> Tensor:
-    """Return ‖matrix‖₂ in floating point, differentiable."""
+    """‖M‖₂ in floating point, differentiable.
+
+    Args:
+        matrix: M.
+
+    Returns:
+        A scalar tensor.
+    """
     gram = matrix @ matrix.mT if matrix.shape[0] <= matrix.shape[1] else matrix.mT @ matrix
     return torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt()
 
 
 def row_distances(matrix: Tensor) -> Tensor:
-    """Return the distances of all pairs of rows, (rows, rows), differentiable."""
+    """The distances of all pairs of rows, differentiable.
+
+    Args:
+        matrix: (rows, n).
+
+    Returns:
+        (rows, rows).
+    """
     # The diagonal is 0; the tiny term keeps its square root differentiable.
     return (matrix[:, None] - matrix).square().sum(-1).add(1e-30).sqrt()
 
@@ -163,7 +188,14 @@ class NormalisedLinear(Piece):
         return functional.normalize(self.weight, dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the outputs (batch, out_features) of x (batch, in_features)."""
+        """The outputs of inputs.
+
+        Args:
+            x: (batch, in_features).
+
+        Returns:
+            (batch, out_features).
+        """
         return functional.linear(x, self.rows, self.bias)
 
     def out_shape(self, in_shape: torch.Size) -> torch.Size:
@@ -201,13 +233,23 @@ class _ConvolutionProof(Proof):
         value = functional.conv2d(ball.centre, kernel, bias, **options)
         size = functional.conv2d(ball.centre.abs(), kernel.abs(), bias.abs(), **options)
         terms = kernel[0].numel() + 5
-        own = verified.gamma(terms) * verified.vector_norm(size) + terms * verified.UNDERFLOW * size[0].numel()
+        own = (
+            verified.rounding_factor(terms) * verified.vector_norm(size) + terms * verified.UNDERFLOW * size[0].numel()
+        )
         return Ball(value, scaled_radius(self.constant, ball.radius) + own, self.norm)
 
 
 @dataclass(frozen=True)
 class ConvolutionSettings(Settings):
-    """Of torch.nn.Conv2d with zero padding, without groups and dilation."""
+    """Of torch.nn.Conv2d with zero padding, without groups and dilation.
+
+    Args:
+        channels: Of the output.
+        kernel_size: The side of the kernels.
+        stride: Pixels from one output to the next.
+        padding: Rows and columns of zeros on every side.
+        bias: Whether there is a bias.
+    """
 
     channels: int = setting(Whole(1))
     kernel_size: int = setting(Whole(1), 3)
@@ -282,5 +324,13 @@ def _odd(kernel: Tensor) -> Tensor:
 
 
 def scaled_radius(constant: float, radius: Tensor) -> Tensor:
-    """Return constant·radius rounded upwards, 0 where the radius is 0, also for a constant of inf."""
+    """constant·radius rounded upwards, 0 where the radius is 0, also for a constant of inf.
+
+    Args:
+        constant: ≥ 0.
+        radius: (batch,) float64, ≥ 0.
+
+    Returns:
+        The product, (batch,).
+    """
     return torch.where(radius > 0, constant * radius * (1 + 1e-12) + verified.UNDERFLOW, 0.0)

@@ -29,7 +29,12 @@ STDS = Several(
 
 @dataclass(frozen=True)
 class NormaliseSettings(Settings):
-    """Of `Normalise`: one number per channel, of pixels in [0, 1]."""
+    """Of `Normalise`: one number per channel, of pixels in [0, 1].
+
+    Args:
+        mean: What is subtracted.
+        std: What is divided by, > 0.
+    """
 
     mean: tuple[float, ...] = setting(MEANS)
     std: tuple[float, ...] = setting(STDS)
@@ -85,12 +90,32 @@ class Normalise(Piece):
         return in_shape
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the normalised images. Raises InvalidArgument for images that are not floating point."""
+        """Images normalised.
+
+        Args:
+            images: (batch, channels, height, width), floating point.
+
+        Returns:
+            The same shape.
+
+        Raises:
+            InvalidArgument: They are not floating point.
+        """
         mean, std = self.constants(images)
         return (images - mean) / std
 
     def constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and std as (channels, 1, 1), of the dtype and on the device of `like`."""
+        """Mean and std for images.
+
+        Args:
+            like: The images.
+
+        Returns:
+            Both as (channels, 1, 1), of the dtype and on the device of `like`.
+
+        Raises:
+            InvalidArgument: They are not floating point.
+        """
         arguments.check_floating(like)
         pair = torch.tensor([self._mean, self._std], dtype=like.dtype, device=like.device)[:, :, None, None]
         return pair[0], pair[1]
@@ -102,7 +127,14 @@ class Normalise(Piece):
         return 1.0, self.scaled(norm)
 
     def scaled(self, norm: Norm) -> Norm:
-        """Return the norm in which a normalised image is as large as the image was in `norm`."""
+        """The norm in which a normalised image is as large as the image was.
+
+        Args:
+            norm: What the image is measured in.
+
+        Returns:
+            The norm with std·ρ for ρ.
+        """
         std = torch.tensor(self._std, dtype=torch.float64, device="cpu")[:, None, None]
         return Norm(std if norm.root is None else std.to(norm.root.device) * norm.root)
 
@@ -115,7 +147,7 @@ class _NormaliseProof(Proof):
 
     def enclose(self, ball: Ball) -> Ball:
         mean, std = self.piece.constants(ball.centre)
-        rounding = 4 * verified.gamma(1) * ((ball.centre.abs() + mean.abs()) / std)
+        rounding = 4 * verified.rounding_factor(1) * ((ball.centre.abs() + mean.abs()) / std)
         norm = Norm(None if self.norm.root is None else self.norm.root.to(ball.centre.device))
         own = norm.of(rounding) + self.out_shape.numel() * 4 * verified.UNDERFLOW
         return Ball(self.piece(ball.centre), ball.radius + own, norm)

@@ -17,7 +17,14 @@ from splitting import InvalidArgument
 
 
 class ExactProof(Proof):
-    """What rounds nothing."""
+    """What rounds nothing.
+
+    Args:
+        module: What computes the output.
+        constant: An upper bound on ‖Δoutput‖/‖Δinput‖.
+        norm: What the output is measured in.
+        out_shape: The shape of one output.
+    """
 
     def __init__(self, module: nn.Module, constant: float, norm: Norm, out_shape: torch.Size) -> None:
         self.module, self.constant, self.norm, self.out_shape = module, constant, norm, out_shape
@@ -47,7 +54,11 @@ class ReLUPiece(Adapter):
 
 @dataclass(frozen=True)
 class GroupSortSettings(Settings):
-    """Of `GroupSort`: how many neighbouring channels are sorted together."""
+    """Of `GroupSort`.
+
+    Args:
+        size: How many neighbouring channels are sorted together.
+    """
 
     size: int = setting(Whole(2), 2)
 
@@ -79,7 +90,14 @@ class GroupSort(Piece):
         return in_shape
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x (batch, channels, …) with every group of channels sorted."""
+        """Every group of channels sorted.
+
+        Args:
+            x: (batch, channels, …).
+
+        Returns:
+            The same shape.
+        """
         return x.unflatten(1, (-1, self.size)).sort(dim=2).values.flatten(1, 2)
 
     def proofs(self, norm: Norm, in_shape: torch.Size) -> Sequence[Proof]:

@@ -24,14 +24,18 @@ class _PoolProof(Proof):
         self.constant = 1 / size if gain == 1 else verified.round_up(gain / size)
 
     def enclose(self, ball: Ball) -> Ball:
-        rounding = verified.gamma(self.size**2 + 5) * verified.vector_norm(self.pool(ball.centre.abs()))
+        rounding = verified.rounding_factor(self.size**2 + 5) * verified.vector_norm(self.pool(ball.centre.abs()))
         own = rounding + self.out_shape.numel() * self.size**2 * verified.UNDERFLOW
         return Ball(self.pool(ball.centre), scaled_radius(self.constant, ball.radius) + own, self.norm)
 
 
 @dataclass(frozen=True)
 class PoolSettings(Settings):
-    """Of pieces that average: the side of their blocks."""
+    """Of pieces that average.
+
+    Args:
+        size: The side of their blocks.
+    """
 
     size: int = setting(Whole(1), 2)
 
@@ -72,7 +76,14 @@ class AveragePool(_Averaging, Piece):
         return torch.Size((in_shape[0], in_shape[1] // self.size, in_shape[2] // self.size))
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return the means, (batch, channels, height // size, width // size), of images z."""
+        """The means of images.
+
+        Args:
+            z: (batch, channels, height, width).
+
+        Returns:
+            (batch, channels, height // size, width // size).
+        """
         channels, height, width = z.shape[1:]
         # Two matrix products, in the order in which convolutional states lie in memory: so do their gradients then.
         field = z.permute(2, 3, 1, 0).reshape(height, -1)

@@ -20,10 +20,16 @@ from splitting import InvalidType
 class ReadoutLayer(EquilibriumLayer):
     """y = W_o z + b_o with z = σ(Wz + Ux + b), for a parameterization such as mondeq.LipschitzDense.
 
-    Its arguments are those of EquilibriumLayer; `solve` gives the state z.
+    `solve` gives the state z.
+
+    Args:
+        linear: The parameterization.
+        *arguments: Activation, solver, tol and max_steps, as those of EquilibriumLayer.
+        **options: Those and the other options of EquilibriumLayer, by name.
 
     Raises:
-        InvalidType: `linear` has no read-out of its own.
+        InvalidType: `linear` has no read-out of its own, or activation or solver is none.
+        InvalidArgument: A tolerance or number of steps is out of range.
     """
 
     linear: Readable
@@ -36,14 +42,19 @@ class ReadoutLayer(EquilibriumLayer):
         super().__init__(linear, *arguments, **options)  # type: ignore[arg-type]  # checked there
 
     def forward(self, x: Tensor, initial: Tensor | None = None) -> Tensor:
-        """Return y (batch, …), differentiable in x and the weights.
+        """The read-outs of inputs, differentiable in the inputs and the weights.
 
         Args:
             x: Inputs (batch, …).
             initial: States to start from, one per sample.
 
         Returns:
-            The read-outs.
+            y, (batch, …).
+
+        Raises:
+            InvalidType: Inputs or states have another type, dtype or device than the weights.
+            InvalidArgument: They have another shape.
+            NotConverged: A sample misses the tolerance and `on_failure` is "raise".
         """
         return functional.linear(self._state(x, initial), *self.linear.readout)
 

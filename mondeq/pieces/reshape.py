@@ -94,7 +94,11 @@ class IdentityPiece(_TorchMover):
 
 @dataclass(frozen=True)
 class PixelUnshuffleSettings(Settings):
-    """Of torch.nn.PixelUnshuffle: the side of the blocks that become channels."""
+    """Of torch.nn.PixelUnshuffle.
+
+    Args:
+        factor: The side of the blocks that become channels.
+    """
 
     factor: int = setting(Whole(1), 2)
 
@@ -116,7 +120,11 @@ class PixelUnshufflePiece(_TorchMover):
 
 @dataclass(frozen=True)
 class EntriesSettings(Settings):
-    """Of `Entries`: the first one that is kept."""
+    """Of `Entries`.
+
+    Args:
+        start: The first entry that is kept.
+    """
 
     start: int = setting(Whole(0), 0)
 
@@ -151,7 +159,17 @@ class Entries(Moving, Piece):
         return cls(settings.start)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return z[:, start:] for states z (batch, n)."""
+        """States without their first entries.
+
+        Args:
+            z: (batch, n).
+
+        Returns:
+            z[:, start:].
+
+        Raises:
+            InvalidArgument: They are not flat, or nothing would be left.
+        """
         if z.ndim != 2 or z.shape[1] <= self.start:
             raise InvalidArgument(f"has no entry {self.start} in states of shape {tuple(z.shape[1:])}")
         # Cut across the rows of the transpose, which is how multiscale states lie in memory, and so their gradients.
@@ -160,7 +178,11 @@ class Entries(Moving, Piece):
 
 @dataclass(frozen=True)
 class CropSettings(Settings):
-    """Of `Crop`: the width of the border that is cut off."""
+    """Of `Crop`.
+
+    Args:
+        border: The width of the border that is cut off.
+    """
 
     border: int = setting(Whole(1), 1)
 
@@ -193,7 +215,17 @@ class Crop(Moving, Piece):
         return cls(settings.border)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the inside of images x (batch, channels, height, width)."""
+        """The inside of images.
+
+        Args:
+            x: (batch, channels, height, width).
+
+        Returns:
+            (batch, channels, height − 2·border, width − 2·border).
+
+        Raises:
+            InvalidArgument: They are no images, or nothing would be left.
+        """
         if x.ndim != 4 or min(x.shape[2:]) <= 2 * self.border:
             raise InvalidArgument(f"cuts off {self.border} on every side of {tuple(x.shape[1:])}; nothing is left")
         return x[:, :, self.border : -self.border, self.border : -self.border]

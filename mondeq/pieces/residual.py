@@ -19,10 +19,16 @@ from splitting import InvalidArgument, InvalidType, verified
 class ResidualLayer(EquilibriumLayer):
     """y = x − Uᵀz with z = σ(Wz + Ux + b), for a reflected parameterization such as mondeq.ReflectedConv2d.
 
-    Its arguments are those of EquilibriumLayer; `solve` gives the state z.
+    It is 1-Lipschitz for every value of the weights: ‖Δy‖² ≤ ‖Δx‖² − 2m‖Δz‖². `solve` gives the state z.
+
+    Args:
+        linear: The parameterization.
+        *arguments: Activation, solver, tol and max_steps, as those of EquilibriumLayer.
+        **options: Those and the other options of EquilibriumLayer, by name.
 
     Raises:
-        InvalidType: `linear` is none.
+        InvalidType: `linear` is no reflected parameterization, or activation or solver is none.
+        InvalidArgument: A tolerance or number of steps is out of range.
     """
 
     linear: Reflected
@@ -33,14 +39,19 @@ class ResidualLayer(EquilibriumLayer):
         super().__init__(linear, *arguments, **options)  # type: ignore[arg-type]  # checked there
 
     def forward(self, x: Tensor, initial: Tensor | None = None) -> Tensor:
-        """Return y, shaped like x (batch, *in_shape), differentiable in x and the weights.
+        """The reflected inputs, differentiable in the inputs and the weights.
 
         Args:
-            x: Inputs.
+            x: Inputs (batch, *in_shape).
             initial: States to start from, one per sample.
 
         Returns:
-            The reflected inputs.
+            y, shaped like x.
+
+        Raises:
+            InvalidType: Inputs or states have another type, dtype or device than the weights.
+            InvalidArgument: They have another shape.
+            NotConverged: A sample misses the tolerance and `on_failure` is "raise".
         """
         return x - self.linear.pull(self._state(x, initial))
 
@@ -84,6 +95,6 @@ class _ResidualProof(Proof):
             (2 * m) ** -0.5 if m > 0 else torch.inf
         )
         pulled = self.linear.pull(solution.value)
-        rounding = 4 * verified.gamma(1) * (verified.vector_norm(x) + verified.vector_norm(pulled))
+        rounding = 4 * verified.rounding_factor(1) * (verified.vector_norm(x) + verified.vector_norm(pulled))
         rounding = rounding + self.linear.pull_rounding(solution.value)
         return Ball(x - pulled, scaled_radius(self.constant, ball.radius) + (own + rounding) * (1 + 1e-12), self.norm)

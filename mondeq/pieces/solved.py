@@ -54,11 +54,26 @@ class SolvedPiece(Piece):
         }
 
     def forward(self, x: Tensor, initial: Tensor | None = None) -> Tensor:
-        """Return the solutions for inputs x. initial: states to start from."""
+        """The solutions for inputs, differentiable.
+
+        Args:
+            x: Inputs (batch, …).
+            initial: States to start from, one per sample.
+
+        Returns:
+            What the piece makes of the solutions.
+        """
         raise NotImplementedError  # a subclass solves something
 
     def tuned(self, solver: splitting.Solver) -> splitting.Solver:
-        """Return `solver` with a step for the weights as they are, where its method has one."""
+        """A solver with its step tuned to the weights as they are, where its method has one.
+
+        Args:
+            solver: The method.
+
+        Returns:
+            The same method.
+        """
         return solver
 
     def sharpen(self) -> None:

@@ -30,12 +30,17 @@ class _Classes(Rule):
 
 @dataclass(frozen=True)
 class Images(Settings):
-    """What is to be classified: (channels, height, width), number and names of classes, statistics of the pixels.
+    """What is to be classified: shape, classes and statistics of the pixels.
 
-    mean, std: per channel, of pixels in [0, 1]. class_names: one per class, or none where they are not known.
+    Args:
+        image_shape: (channels, height, width).
+        classes: How many there are, ≥ 2.
+        mean: Per channel, of pixels in [0, 1].
+        std: Per channel, of pixels in [0, 1].
+        class_names: One per class, or none where they are not known.
 
     Raises:
-        ConfigError: They do not fit each other.
+        ConfigError: They do not fit each other, or one breaks its rule.
     """
 
     image_shape: tuple[int, int, int] = setting(Several(Whole(1), least=3))
@@ -61,6 +66,7 @@ class Images(Settings):
 
     @property
     def pixels(self) -> int:
+        """How many numbers an image has."""
         return math.prod(self.image_shape)
 
 
@@ -68,8 +74,12 @@ class Images(Settings):
 class Preset(SolveSettings, ActivationSettings):
     """The settings of a preset, which all are options of the command line. One file each; it enrols in `PRESETS`.
 
-    recipe, certified_recipe, digits_recipe: what `mondeq train` starts from, over the defaults: settings of the preset
-    and of training; the second where a radius is trained for, the third on the 8×8 digits besides.
+    Attributes:
+        recipe: What `mondeq train` starts from, over the defaults: settings of the preset and of training.
+        certified_recipe: The same where a radius is trained for.
+        digits_recipe: What is different on the 8×8 digits.
+        normalises: Whether pixels are divided by their standard deviation. A constant that is promised in pixels wants
+            them as they are.
     """
 
     recipe: ClassVar[dict[str, Any]] = {}
@@ -81,17 +91,32 @@ class Preset(SolveSettings, ActivationSettings):
 
     @abstractmethod
     def pieces(self, images: Images) -> dict[str, nn.Module]:
-        """Make the pieces, with initial weights, by name.
+        """The pieces, with initial weights, by name.
 
-        Raises ConfigError or SplittingError where they do not fit.
+        Args:
+            images: What is to be classified.
+
+        Returns:
+            The modules in their order.
+
+        Raises:
+            ConfigError: The settings do not fit the images.
+            SplittingError: The same.
         """
 
     @abstractmethod
     def largest(self, images: Images) -> int:
-        """Return the number of entries of the largest weight."""
+        """The number of entries of the largest weight.
+
+        Args:
+            images: What is to be classified.
+
+        Returns:
+            The number.
+        """
 
     def equilibrium(self) -> dict[str, Any]:
-        """What an EquilibriumLayer takes beside its parameterization."""
+        """What an EquilibriumLayer takes beside its parameterization, by name."""
         return {
             "activation": self.make_activation(),
             "solver": SOLVERS[self.solver](),
@@ -101,13 +126,21 @@ class Preset(SolveSettings, ActivationSettings):
         }
 
     def check_size(self, images: Images) -> None:
-        """Refuse tensors that no machine can hold, before one is asked for. Raises ConfigError."""
+        """Refuse tensors that no machine can hold, before one is asked for.
+
+        Args:
+            images: What is to be classified.
+
+        Raises:
+            ConfigError: A weight would be of that size.
+        """
         largest = self.largest(images)
         if largest > _MOST_ENTRIES:
             raise ConfigError(f"a model of this size fits no memory (2^{largest.bit_length()} weights)")
 
 
 PRESETS: Registry[Preset] = Registry("kind")
+"""The presets by the names that `mondeq train --model` and `ModelConfig` take."""
 
 
 def _counted(entries: tuple[Any, ...] | None, name: str) -> str:

@@ -25,6 +25,14 @@ class CertifiedPreset(Preset):
     """Reflected convolutions after each halving of the resolution, reflected dense layers, a normalised head.
 
     Pixels go in as they are: the constants are in pixels.
+
+    Args:
+        hidden: Units per position of the reflected convolutions, after each halving of the image.
+        depth: Reflected convolutions at every resolution.
+        width: Channels after the first halving; zeros are added where there are fewer.
+        dense: Units of reflected dense layers at the end.
+        kernel_size: k, the side of the convolutions, odd.
+        m: Strong monotonicity of every layer, > 0.
     """
 
     hidden: tuple[int, ...] = setting(

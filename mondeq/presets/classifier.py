@@ -16,8 +16,8 @@ class ModelConfig:
     """A preset by name, what it is to classify, and its settings: all that makes a network but its weights.
 
     Args:
-        kind: A name in PRESETS: "dense", "lipschitz", "conv", "multiscale".
-        settings: Those of `Images` (image_shape, classes, mean, std, class_names) and of the preset, by name.
+        kind: A name in PRESETS: "dense", "lipschitz", "conv", "multiscale", "certified".
+        **settings: Those of `Images` (image_shape, classes, mean, std, class_names) and of the preset, by name.
 
     Raises:
         ConfigError: One is unknown, missing, or not as it has to be.
@@ -38,13 +38,23 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> ModelConfig:
-        """Return the configuration that JSON holds. Raises ConfigError for unknown, missing and mistyped entries."""
+        """The configuration that JSON holds.
+
+        Args:
+            settings: "kind" and the settings, by name.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ConfigError: An entry is unknown, missing, or not as it has to be.
+        """
         if not isinstance(settings.get("kind"), str):
             raise ConfigError(f"`kind` must be one of {', '.join(PRESETS)}, got {settings.get('kind')!r}")
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all settings by name, flat, as JSON can hold them."""
+        """All settings by name, flat, as JSON can hold them."""
         return {"kind": self.kind, **self.images.to_dict(), **self.preset.to_dict()}
 
 

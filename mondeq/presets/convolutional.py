@@ -37,7 +37,12 @@ class _ConvolutionalPreset(Preset, ConvolutionalSettings):
 @PRESETS.enrol("conv")
 @dataclass(frozen=True)
 class ConvPreset(_ConvolutionalPreset):
-    """Conv2d(channels, …), averages over blocks of `pool`×`pool`, and a head."""
+    """Conv2d(channels, …), averages over blocks of `pool`×`pool`, and a linear head.
+
+    Args:
+        channels: One number, the channels of the state.
+        pool: The side of the blocks that are averaged before the head.
+    """
 
     channels: tuple[int, ...] = setting(
         Several(Whole(1), least=1, most=1), (), help="of conv one number, of multiscale one per tier"
@@ -73,7 +78,11 @@ class ConvPreset(_ConvolutionalPreset):
 @PRESETS.enrol("multiscale")
 @dataclass(frozen=True)
 class MultiscalePreset(_ConvolutionalPreset):
-    """MultiscaleConv2d(channels, …), its last tier, and a head."""
+    """MultiscaleConv2d(channels, …), its last tier, and a linear head.
+
+    Args:
+        channels: Of every tier.
+    """
 
     recipe: ClassVar[dict[str, Any]] = {
         "channels": (16, 32, 32), "epochs": 10, "lr": 4e-3, "batch_size": 128, "weight_norm": True, "tol": 1e-2,

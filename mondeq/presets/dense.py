@@ -16,7 +16,7 @@ from mondeq.presets.base import PRESETS, Images, Preset
 @PRESETS.enrol("dense")
 @dataclass(frozen=True)
 class DensePreset(Preset, DenseSettings):
-    """Dense(features, m, learn_m) and a head."""
+    """Dense(features, m, learn_m) and a linear head."""
 
     recipe: ClassVar[dict[str, Any]] = {"features": 87, "epochs": 15, "lr": 2e-3, "batch_size": 256}
     # The trade between margin and constant is easier to find with m free to move.

@@ -16,7 +16,13 @@ from mondeq.settings import POSITIVE, Whole, setting
 @PRESETS.enrol("lipschitz")
 @dataclass(frozen=True)
 class LipschitzPreset(Preset):
-    """LipschitzDense(features, gamma, epsilon), γ in logits per pixel unit: the normalisation is accounted for."""
+    """LipschitzDense(features, gamma, epsilon), γ in logits per pixel unit: the normalisation is accounted for.
+
+    Args:
+        features: n, the width of the equilibrium state.
+        gamma: γ > 0, in logits per pixel unit.
+        epsilon: ε > 0, which keeps the matrix inequality strict.
+    """
 
     features: int = setting(Whole(1), None, help="n, the width of the equilibrium state")
     gamma: float = setting(POSITIVE, 1.0, help="γ, in logits per pixel unit (default 1)")

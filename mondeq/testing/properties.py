@@ -65,10 +65,22 @@ def check_unique_equilibrium(
 ) -> None:
     """Whatever the start and the method, one answer: ‖z₁ − z₂‖_Λ ≤ e₁ + e₂ with the proved error bounds eᵢ.
 
-    x: (batch, …), inputs of `parameterization`, whose weights are taken to float64. Every solver runs from two random
-    states, one of the size of the source and one a thousand times as large; all results are compared. A solve need
-    not converge for the law to hold, so `max_steps` may be small. Raises AssertionError where m > 0 is not provable
-    for the operator, where a result has no finite bound, or where two results are further apart than their bounds.
+    Every solver runs from two random states, one of the size of the source and one a thousand times as large; all
+    results
+    are compared. A solve need not converge for the law to hold, so `max_steps` may be small.
+
+    Args:
+        parameterization: The parameterization, whose weights are taken to float64.
+        activation: σ.
+        x: Its inputs, (batch, …).
+        solvers: The methods.
+        tol: Relative residual at which a sample stops.
+        max_steps: Steps after which a solve gives up.
+        seed: Of the random states.
+
+    Raises:
+        AssertionError: m > 0 is not provable for the operator, a result has no finite bound, or two results are further
+            apart than their bounds.
     """
     state = (exact := _Exact.of(parameterization, activation)).state
     source = state.linear.source(exact.shaped(x))
@@ -105,16 +117,29 @@ def check_lipschitz(
 ) -> float:
     """No pair of inputs violates a certified Lipschitz bound: ‖C(z₁ − z₂)‖ ≤ K ‖x₁ − x₂‖.
 
-    A Network is held to `lipschitz_bounds`, for all logits and for every gap of two, at images x (N, C, H, W). A
-    Parameterization is held to ‖z₁ − z₂‖_Λ ≤ (‖Λ^½U‖/m) ‖x₁ − x₂‖ with its own `input_norm` and operator, under
-    `activation` (ReLU by default), at x (N, …); one with a read-out also to its γ; and what promises a constant of its
-    own to ‖readout (z₁ − z₂)‖ ≤ constant · ‖x₁ − x₂‖, for readout (outputs, n) and `constant` given together. Pairs are
-    random, at distances from 10⁻³ to 10, and then moved by `ascent` steps of gradient ascent on the ratio. x: where
-    the pairs start; by default eight random inputs.
+    A Network is held to `lipschitz_bounds`, for all logits and for every gap of two. A Parameterization is held to
+    ‖z₁ − z₂‖_Λ ≤ (‖Λ^½U‖/m) ‖x₁ − x₂‖ with its own `input_norm` and operator; one with a read-out also to its γ; and
+    what
+    promises a constant of its own to ‖readout (z₁ − z₂)‖ ≤ constant · ‖x₁ − x₂‖. Pairs are random, at distances from
+    10⁻³
+    to 10, and then moved by gradient ascent on the ratio.
 
-    Returns the largest ratio that is proved of a pair seen, as a share of the bound it belongs to. Raises
-    AssertionError where a bound is violated by more than the proved errors of the solves, or where m > 0 is not
-    provable.
+    Args:
+        model: The network or parameterization.
+        x: Where the pairs start, images (N, *in_shape) of a network and inputs (N, …) of a parameterization; by default
+            eight random inputs.
+        activation: σ of a parameterization; splitting.ReLU() by default.
+        readout: (outputs, n), given together with `constant`.
+        constant: What is promised of `readout`.
+        ascent: Steps of gradient ascent.
+        seed: Of the random numbers.
+
+    Returns:
+        The largest ratio that is proved of a pair seen, as a share of the bound it belongs to.
+
+    Raises:
+        AssertionError: A bound is violated by more than the proved errors of the solves, or m > 0 is not provable.
+        InvalidArgument: Only one of `readout` and `constant` is given.
     """
     exact = _Exact.of(model, activation)
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -156,12 +181,26 @@ def check_certificate(
 ) -> int:
     """No perturbation inside a certified ball changes the prediction, and the columns of the report fit each other.
 
-    report: what `mondeq.certify(model, images, labels)` returned. Every image with a positive radius r is moved by
-    `samples` random vectors of norm r, and by `ascent` steps of projected gradient ascent on every y_j − y_prediction
-    within the ball; pixels may leave [0, 1], as certificates allow. A prediction counts as changed where some
-    y_j − y_prediction is proved positive for the exact network. An infinite radius is attacked at norm 10³.
+    Every image with a positive radius r is moved by random vectors of norm r, and by projected gradient ascent on every
+    y_j − y_prediction within the ball; pixels may leave [0, 1], as certificates allow. A prediction counts as changed
+    where
+    some y_j − y_prediction is proved positive for the exact network. An infinite radius is attacked at norm 10³.
 
-    Returns the number of images attacked. Raises AssertionError for a certified image with a changed prediction.
+    Args:
+        model: The network.
+        images: (N, *in_shape), floating point.
+        labels: (N,) integers.
+        report: What `mondeq.certify(model, images, labels)` returned.
+        samples: How many random vectors are tried.
+        ascent: Steps of gradient ascent.
+        seed: Of the random numbers.
+
+    Returns:
+        The number of images attacked.
+
+    Raises:
+        AssertionError: A certified image has a changed prediction, or columns do not fit.
+        InvalidType: `model` is no network.
     """
     if not isinstance(model, Network):
         raise InvalidType(f"`model` must be a Network, got {type(model).__name__}: certificates are of predictions")

@@ -27,6 +27,13 @@ def parameterizations(
     Dense: F and G normal, scaled by 10⁻³ … 10³ each on its own, m in 10⁻³ … 10², fixed or learned. LipschitzDense: V
     and S so scaled, U and W_o by 10⁻² … 10², γ in 0.1 … 10, Λ over two decades. In float64 m is provable for all of
     them; in float32 it is not for large weights.
+
+    Args:
+        dtype: Of the weights.
+        largest: The most features and inputs.
+
+    Returns:
+        The strategy.
     """
     sizes = st.integers(1, largest)
     return st.one_of(
@@ -65,6 +72,12 @@ def convolutions(*, dtype: torch.dtype = torch.float64) -> st.SearchStrategy[Con
     """Conv2d and MultiscaleConv2d with random weights on images of up to 6×6, 1 … 3 channels and tiers, kernels 1 or 3.
 
     F, G and D normal, scaled by 10⁻² … 10 each on its own, m in 10⁻² … 10², fixed or learned; normalised or not.
+
+    Args:
+        dtype: Of the weights.
+
+    Returns:
+        The strategy.
     """
     common = {
         "kernel_size": st.sampled_from([1, 3]),
@@ -86,8 +99,15 @@ def convolutions(*, dtype: torch.dtype = torch.float64) -> st.SearchStrategy[Con
 
 
 def inputs(parameterization: Parameterization, *, largest_batch: int = 4) -> st.SearchStrategy[Tensor]:
-    """x (batch, in_features), batch 1 … `largest_batch`: normal entries scaled by 10⁻² … 10², of the weights' dtype
-    and device; now and then all zero."""
+    """Inputs of a parameterization: normal entries scaled by 10⁻² … 10²; now and then all zero.
+
+    Args:
+        parameterization: What takes them; they have the dtype and device of its weights.
+        largest_batch: The most samples.
+
+    Returns:
+        A strategy of x (batch, in_features).
+    """
     like = next(parameterization.parameters())
 
     def make(batch: int, scale: float, seed: int) -> Tensor:
@@ -112,8 +132,14 @@ def activations() -> st.SearchStrategy[splitting.Activation]:
 def solvers(parameterization: Parameterization | None = None) -> st.SearchStrategy[splitting.Solver]:
     """Every method, plain and within Anderson acceleration of memory 1 … 6.
 
-    Steps are "auto"; with a `parameterization` also any step that is `admissible` for its operator, of unbounded ones
+    Steps are "auto"; with a parameterization also any step that is `admissible` for its operator, of unbounded ones
     0.1/L … 10/L. The two forward methods are left out where m > 0 is not provable.
+
+    Args:
+        parameterization: What is to be solved, if that is known.
+
+    Returns:
+        The strategy.
     """
     kinds: list[type[SteppedSolver]] = [splitting.PeacemanRachford, splitting.DouglasRachford]
     forward: list[type[SteppedSolver]] = [splitting.ForwardBackward, splitting.ForwardBackwardForward]

@@ -28,7 +28,18 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 def write(
     path: Path, model: Network, optimizer: torch.optim.Optimizer, generator: torch.Generator, history: list[Epoch]
 ) -> None:
-    """The state after the last epoch of `history`, in one atomic step: an interrupted write leaves the one before."""
+    """Write the state after an epoch, in one atomic step: an interrupted write leaves the one before.
+
+    Args:
+        path: The file.
+        model: The network.
+        optimizer: Its optimiser.
+        generator: The random numbers of the run.
+        history: A row for every epoch that is finished.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for number, entry in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in entry.items()}
@@ -45,10 +56,23 @@ def read(
     epochs: int,
     steps: int,
 ) -> list[Epoch]:
-    """Restore all of it and return the history: of a run of so many epochs, each of so many steps.
+    """Restore the state after an epoch.
 
-    Raises RunError for a file that does not fit, and has changed nothing then. What is trained now must have been
-    trained before, for moments cannot be made up.
+    What is trained now must have been trained before, for moments cannot be made up.
+
+    Args:
+        path: The file.
+        model: The network, whose weights are replaced.
+        optimizer: Its optimiser, whose moments are replaced.
+        generator: The random numbers of the run, which are set.
+        epochs: How many the run has.
+        steps: How many an epoch has.
+
+    Returns:
+        The history.
+
+    Raises:
+        RunError: The file does not fit; nothing is changed then.
     """
     tensors = read_tensors(path)
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}

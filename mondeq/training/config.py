@@ -27,7 +27,14 @@ SCHEDULES = ("one-cycle", "step", "constant")
 
 
 def is_file_name(value: object) -> TypeGuard[str]:
-    """Whether a path can be made of `value`: not of NUL, nor of half a surrogate pair."""
+    """Whether a path can be made of a value: not of NUL, nor of half a surrogate pair.
+
+    Args:
+        value: What was given.
+
+    Returns:
+        True for text that names a file.
+    """
     if not isinstance(value, str) or not value or "\0" in value:
         return False
     try:
@@ -53,7 +60,6 @@ class TrainingConfig(Settings):
         decay_every: Epochs of "step".
         clip: Largest gradient norm, 0 for none.
         loss: A name in LOSSES.
-        loss_settings: Settings of the loss, by name.
         radius: The ℓ2 radius (pixel units) that the loss asks margins for, 0 for plain cross-entropy.
         ramp: The share of the steps over which the radius grows from 0.
         logit_scale: What logits are multiplied with before a cross-entropy, so that Lipschitz-bounded logits can
@@ -61,6 +67,7 @@ class TrainingConfig(Settings):
         shift: Images are moved by up to so many pixels (pad and crop).
         flip: Images are mirrored left to right at random.
         seed: Of all random numbers.
+        loss_settings: Settings of the loss, by name.
 
     Raises:
         ConfigError: A value is of another kind or outside its range; nothing that is accepted here fails later.
@@ -89,7 +96,14 @@ class TrainingConfig(Settings):
         self.make_loss()
 
     def make_loss(self) -> Loss:
-        """Make the loss. Raises ConfigError for settings that are not its own."""
+        """The loss.
+
+        Returns:
+            A new one.
+
+        Raises:
+            ConfigError: `loss_settings` are not its own.
+        """
         kind = LOSSES[self.loss]
         try:
             return kind(kind.Settings.from_dict(self.loss_settings))
@@ -97,12 +111,28 @@ class TrainingConfig(Settings):
             raise ConfigError(f"`loss_settings` must be those of the loss {self.loss}: {error}") from None
 
     def check_images(self, height: int, width: int) -> None:
-        """Raises ConfigError unless `shift` leaves something of images of this size to be seen."""
+        """Raise unless `shift` leaves something of images to be seen.
+
+        Args:
+            height: Of the images.
+            width: Of the images.
+
+        Raises:
+            ConfigError: It does not.
+        """
         if self.shift >= min(height, width):
             raise ConfigError(f"`shift` must be less than the side of images of {height}×{width}, got {self.shift}")
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """The learning rate of the step'th step (from 0): a function of nothing else, so that runs resume exactly."""
+        """The learning rate of a step: a function of nothing else, so that runs resume exactly.
+
+        Args:
+            step: The number of the step in the run, from 0.
+            steps_per_epoch: How many an epoch has.
+
+        Returns:
+            The rate.
+        """
         if self.schedule == "constant":
             return self.lr
         if self.schedule == "step":
@@ -114,7 +144,15 @@ class TrainingConfig(Settings):
         return self.lr * (1 + math.cos(math.pi * (step - peak) / (total - peak))) / 2
 
     def progress(self, step: int, steps_per_epoch: int) -> Progress:
-        """What the loss is told at the step'th step (from 0)."""
+        """What the loss is told at a step.
+
+        Args:
+            step: The number of the step in the run, from 0.
+            steps_per_epoch: How many an epoch has.
+
+        Returns:
+            Where training stands.
+        """
         total = self.epochs * steps_per_epoch
         rise = self.ramp * total
         radius = self.radius if step >= rise else self.radius * step / rise

@@ -17,8 +17,21 @@ from mondeq.files import write_text
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row of history.csv. certified_estimate: share of test images whose margin exceeds radius × training constant;
-    forward_steps, backward_steps: solver steps per sample, averaged; …_unconverged: share that missed tol."""
+    """One row of history.csv.
+
+    Args:
+        epoch: Its number, from 1.
+        lr: The learning rate of its last step.
+        loss: The mean over its samples.
+        train_accuracy: The share of its samples that were classified right while the weights changed.
+        test_accuracy: The share of test images that are classified right after it.
+        certified_estimate: The share of test images whose margin exceeds radius × training constant.
+        forward_steps: Solver steps per sample, averaged.
+        backward_steps: Those of backward solves.
+        forward_unconverged: The share of samples that missed the tolerance.
+        backward_unconverged: The share in backward solves.
+        seconds: How long it took.
+    """
 
     epoch: int
     lr: float
@@ -35,18 +48,33 @@ class Epoch:
 
 @dataclass
 class Tally:
-    """Running sums over an epoch, kept on the device; also the monitor of the layer's solves."""
+    """Running sums over an epoch, kept on the device; also the monitor of the layer's solves.
+
+    Args:
+        device: Where the sums are.
+        sums: By name.
+    """
 
     device: torch.device
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, **values: Tensor | float) -> None:
+        """Add to the sums.
+
+        Args:
+            **values: What to add, by the names of the sums; a name that is new begins at 0.
+        """
         for name, value in values.items():
             addend = torch.as_tensor(value, device=self.device).detach().double()
             self.sums[name] = self.sums[name] + addend if name in self.sums else addend
 
     def monitor(self, role: str, solution: splitting.Solution) -> None:
-        """Called by the layer after each solve."""
+        """Count the steps of a solve and the samples that missed; a layer calls it after each.
+
+        Args:
+            role: "forward" or "backward".
+            solution: What the solve gave.
+        """
         counts: dict[str, Tensor | float] = {
             f"{role}_steps": solution.steps.sum(),
             f"{role}_count": len(solution.steps),
@@ -55,14 +83,30 @@ class Tally:
         self.add(**counts)
 
     def ratio(self, numerator: str, denominator: str) -> float:
-        """A quotient of two sums over all processes; 0 where nothing was counted."""
+        """A quotient of two sums over all processes.
+
+        Args:
+            numerator: The name of one.
+            denominator: The name of the other.
+
+        Returns:
+            The quotient; 0 where nothing was counted.
+        """
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         pair = distributed.total(torch.stack([self.sums.get(numerator, zero), self.sums.get(denominator, zero)]))
         return float(pair[0] / pair[1]) if pair[1] else 0.0
 
 
 def write_history(path: Path, history: list[Epoch]) -> None:
-    """history.csv, one row per epoch."""
+    """Write history.csv, one row per epoch.
+
+    Args:
+        path: The file.
+        history: The rows.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, [f.name for f in fields(Epoch)], lineterminator="\n")
     writer.writeheader()

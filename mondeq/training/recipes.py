@@ -8,7 +8,7 @@ from mondeq.presets import PRESETS
 
 
 def recipe(data: str, model: str, radius: float) -> dict[str, Any]:
-    """Return settings for a preset on a data set, certificate-aware if radius > 0.
+    """Settings for a preset on a data set, certificate-aware if radius > 0.
 
     The scale of the logits is what the certificate-aware loss is most sensitive to: 6 for radii of a few tenths,
     4 for radii above 1, where fewer images can be certified and confidence must not be bought with them.
@@ -20,6 +20,9 @@ def recipe(data: str, model: str, radius: float) -> dict[str, Any]:
 
     Returns:
         Entries of the preset and of TrainingConfig, by name.
+
+    Raises:
+        ConfigError: There is no such preset.
     """
     preset = PRESETS[model]
     settings = dict(preset.certified_recipe if radius > 0 else preset.recipe)

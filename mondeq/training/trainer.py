@@ -33,11 +33,22 @@ _EVALUATION_ENTRIES = 2**25
 
 
 class Trainer:
-    """Trains `model` on `dataset` as `config` says, writing a checkpoint to `folder` after every epoch.
+    """Trains a network on a data set, writing a checkpoint after every epoch.
 
-    on_epoch is called with every new row of history, on the main process. Two runs with the same configuration, data
-    and machine give the same weights to the bit, whether or not they were interrupted and resumed. Weights with
-    requires_grad_(False) stay as they are; a run is resumed with the same ones frozen. ConfigError where all are.
+    Two runs with the same configuration, data and machine give the same weights to the bit, whether or not they were
+    interrupted and resumed. Weights with requires_grad_(False) stay as they are; a run is resumed with the same ones
+    frozen.
+
+    Args:
+        model: The network, which is moved to `device`.
+        dataset: What to train and test on.
+        config: How.
+        folder: Where checkpoints and weights go.
+        device: Where to compute.
+        on_epoch: Called with every new row of history, on the main process.
+
+    Raises:
+        ConfigError: All weights are frozen, or images are smaller than the shift.
     """
 
     def __init__(
@@ -76,7 +87,11 @@ class Trainer:
         self.test = batches(dataset.test, fitting, device=device, rank=ranks, world_size=world)
 
     def resume(self) -> None:
-        """Continue from the checkpoint in the folder."""
+        """Continue from the checkpoint in the folder.
+
+        Raises:
+            RunError: It is none of this run.
+        """
         self.history = checkpoint.read(
             self.folder / checkpoint.NAME,
             self.model,
@@ -87,12 +102,23 @@ class Trainer:
         )
 
     def publish(self) -> None:
-        """Write the weights as they are to model.safetensors."""
+        """Write the weights as they are to model.safetensors.
+
+        Raises:
+            OSError: They cannot be written.
+        """
         write_tensors(self.folder / WEIGHTS, self.model.state_dict())
 
     def run(self) -> list[Epoch]:
-        """Train the epochs that are left. Raises TrainingError, with the cause, when the loss stops being finite, and
-        RunError where another process writes to the folder."""
+        """Train the epochs that are left.
+
+        Returns:
+            The history of all epochs.
+
+        Raises:
+            TrainingError: The loss stopped being finite, or weights make no operator; the message says the cause.
+            RunError: Another process writes to the folder.
+        """
         parallel = distributed.parallel(self.model)
         with sole_writer(self.folder) if distributed.is_main() else nullcontext():
             if not self.history:
@@ -122,7 +148,11 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
-        """Test accuracy, and the share certified at the training radius by the training constants (an estimate)."""
+        """Test accuracy, and the share certified at the training radius by the training constants (an estimate).
+
+        Returns:
+            Both shares.
+        """
         self.model.eval()
         tally = Tally(self.device)
         constants = self._constants()

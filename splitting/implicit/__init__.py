@@ -10,8 +10,8 @@ from splitting.errors import InvalidType
 from splitting.implicit.base import Monitor, Options, differentiable
 from splitting.implicit.gradients import Gradient, Implicit, OneStep, Unrolled
 from splitting.implicit.jacobian import jacobian_norm
+from splitting.loop import OnFailure, check_options
 from splitting.problems import Problem
-from splitting.solve import OnFailure, check_options
 from splitting.solvers import PeacemanRachford, Solver
 
 __all__ = [

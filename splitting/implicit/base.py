@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from splitting.errors import InvalidArgument, InvalidType
+from splitting.loop import OnFailure, Solution, announce, run
 from splitting.problems import Problem
-from splitting.solve import OnFailure, Solution, announce, run
 from splitting.solvers import Solver
 
 Monitor = Callable[[str, Solution], None]
-"""("forward" | "backward", solution) ↦ nothing; it must not change the solution's value."""
+"""Who is told of every solve: ("forward" | "backward", solution) ↦ nothing. It must not change the value."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -231,7 +231,7 @@ class Operator(ABC):
         """This operator on other handles of the *same values*: results are shared, gradients flow to the handles.
 
         Args:
-            tensors: One for each of `tensors`. Like `frozen`, it relies on them to keep their values.
+            *tensors: One for each of `tensors`. Like `frozen`, it relies on them to keep their values.
 
         Returns:
             The operator of these handles.
@@ -248,7 +248,7 @@ class Operator(ABC):
         """The operator of this kind that is made of new values. Nothing is shared or known of it by construction.
 
         Args:
-            tensors: One for each of `tensors`.
+            *tensors: One for each of `tensors`.
             metric: The diagonal of another Λ; None keeps the metric.
 
         Returns:

@@ -66,14 +66,14 @@ class DenseOperator(Operator):
 
     def _prove_monotonicity(self) -> float:
         scaled = self._scaled()
-        error = 8 * verified.gamma(1) * norms.frobenius(scaled)
+        error = 8 * verified.rounding_factor(1) * norms.frobenius(scaled)
         return verified.smallest_eigenvalue((scaled + scaled.mT) / 2, perturbation=error)
 
     @property
     def lipschitz(self) -> float:
         def prove() -> float:
             scaled = self._scaled()
-            error = 8 * verified.gamma(1) * norms.frobenius(scaled)
+            error = 8 * verified.rounding_factor(1) * norms.frobenius(scaled)
             return verified.spectral_norm(scaled, perturbation=error)
 
         return self.cached("lipschitz", prove)
@@ -83,9 +83,9 @@ class DenseOperator(Operator):
         return self.cached("frobenius", lambda: norms.frobenius(_scale(self.matrix, self.metric)))
 
     def rounding(self, z: Tensor) -> Tensor:
-        gamma = verified.gamma(z.shape[1] + 2, self.dtype) * (1 + 1e-6)
+        factor = verified.rounding_factor(z.shape[1] + 2, self.dtype) * (1 + 1e-6)
         size = verified.vector_norm(z if self.root_metric is None else z * self.root_metric)
-        return gamma * self.frobenius * size + self.cached("underflow", self._underflow)
+        return factor * self.frobenius * size + self.cached("underflow", self._underflow)
 
     def _underflow(self) -> float:
         """Upper bound on ‖·‖_Λ and ‖·‖_{Λ⁻¹} of what products below the normal numbers of the dtype may add."""

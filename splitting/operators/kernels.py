@@ -11,7 +11,18 @@ from splitting.errors import InvalidArgument, InvalidType
 
 
 def check_size(size: object) -> tuple[int, int]:
-    """`size` if it is (height, width); otherwise raise InvalidType or InvalidArgument."""
+    """A size (height, width).
+
+    Args:
+        size: What was given.
+
+    Returns:
+        The same.
+
+    Raises:
+        InvalidType: It is no pair of integers.
+        InvalidArgument: A side is < 1.
+    """
     if not (isinstance(size, Sequence) and len(size) == 2 and all(type(side) is int for side in size)):
         raise InvalidType(f"`size` must be (height, width), got {size!r:.80}")
     if min(size) < 1:
@@ -20,7 +31,17 @@ def check_size(size: object) -> tuple[int, int]:
 
 
 def check_kernel(name: str, kernel: object, like: object) -> None:
-    """Raise, naming the argument, unless `kernel` is one of odd sides, of the dtype of `like`."""
+    """Raise unless a kernel has odd sides and the dtype of another.
+
+    Args:
+        name: What the argument is called, for the message.
+        kernel: What is to be (out, in, k, k).
+        like: The first kernel.
+
+    Raises:
+        InvalidType: It is no such tensor, or of another dtype.
+        InvalidArgument: A side is even.
+    """
     if not isinstance(kernel, Tensor) or kernel.ndim != 4:
         got = f"a tensor of shape {tuple(kernel.shape)}" if isinstance(kernel, Tensor) else f"{kernel!r:.80}"
         raise InvalidType(f"`{name}` must be (out, in, k, k), got {got}")
@@ -33,7 +54,15 @@ def check_kernel(name: str, kernel: object, like: object) -> None:
 
 
 def check_square(name: str, kernel: Tensor) -> None:
-    """Raise unless `kernel` maps channels to as many."""
+    """Raise unless a kernel maps channels to as many.
+
+    Args:
+        name: What the argument is called, for the message.
+        kernel: (out, in, k, k).
+
+    Raises:
+        InvalidArgument: It does not.
+    """
     if kernel.shape[0] != kernel.shape[1] or kernel.shape[0] < 1:
         raise InvalidArgument(f"`{name}` must map channels to as many, got a kernel of {tuple(kernel.shape)}")
 
@@ -41,7 +70,18 @@ def check_square(name: str, kernel: Tensor) -> None:
 def check_tiers(
     kernels: Sequence[Tensor], F: Sequence[Tensor], D: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
 ) -> None:
-    """Raise unless these are the kernels of tiers on tori of these sizes."""
+    """Raise unless these are the kernels of tiers on tori.
+
+    Args:
+        kernels: One per tier, from the tier to itself.
+        F: One per tier but the first.
+        D: One per tier but the last, to the next.
+        sizes: (height, width) of each torus.
+
+    Raises:
+        InvalidType: One of them is no kernel or no size.
+        InvalidArgument: Their numbers, channels or sides do not fit each other.
+    """
     if not len(kernels) == len(F) + 1 == len(D) + 1 == len(sizes):
         raise InvalidArgument(
             "`kernels` and `sizes` must have one entry per tier, `F` and `D` one less, got "

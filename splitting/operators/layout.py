@@ -18,12 +18,14 @@ class Layout:
     """Where the tiers of a state (batch, N) are.
 
     States made here are views of contiguous tensors (N, batch), in which all work is done.
+
+    Args:
+        sizes: (height, width) of each tier's torus.
+        channels: Channels of each tier.
     """
 
     sizes: tuple[tuple[int, int], ...]
-    """(height, width) of each tier's torus."""
     channels: tuple[int, ...]
-    """Channels of each tier."""
 
     @cached_property
     def toruses(self) -> tuple[Torus, ...]:
@@ -42,7 +44,14 @@ class Layout:
         return tuple(c * h * w for c, (h, w) in zip(self.channels, self.sizes, strict=True))
 
     def arranged(self, z: Tensor) -> Tensor:
-        """States in the memory order of those made here: `z` itself where it already lies so."""
+        """States in the memory order of those made here.
+
+        Args:
+            z: States (batch, N).
+
+        Returns:
+            The same states, `z` itself where it already lies so.
+        """
         return z.mT.contiguous().mT
 
     def fields(self, z: Tensor) -> list[Tensor]:
@@ -58,7 +67,14 @@ class Layout:
         return [p.view(*s, len(z)) for p, s in zip(self.arranged(z).mT.split(self.entries), shapes, strict=True)]
 
     def joined(self, fields: Sequence[Tensor]) -> Tensor:
-        """The states with these fields: `fields` inverted."""
+        """The states with these fields: `fields` inverted.
+
+        Args:
+            fields: One tensor (height, width, channels of the torus, batch) per tier.
+
+        Returns:
+            States (batch, N).
+        """
         return torch.cat([field.flatten(0, 2) for field in fields]).mT
 
     def images(self, z: Tensor) -> list[Tensor]:
@@ -74,20 +90,51 @@ class Layout:
         return [image.permute(3, 2, 0, 1) for image in images]
 
     def state(self, images: Sequence[Tensor]) -> Tensor:
-        """The states with these tiers: `images` inverted."""
+        """The states with these tiers: `images` inverted.
+
+        Args:
+            images: One tensor (batch, channels, height, width) per tier.
+
+        Returns:
+            States (batch, N).
+        """
         return self.joined([self.field(i, image.permute(2, 3, 1, 0)) for i, image in enumerate(images)])
 
     def field(self, tier: int, image: Tensor) -> Tensor:
-        """An image (height, width, channels, batch) of a tier, as a field on its torus."""
+        """An image of a tier as a field on its torus.
+
+        Args:
+            tier: The number of the tier.
+            image: (height, width, channels, batch).
+
+        Returns:
+            (height, width, channels of the torus, batch).
+        """
         return divided(image) if self.toruses[tier].phases == 2 else image
 
     def padded(self, tier: int, image: Tensor) -> Tensor:
-        """What a strided correlation of `tier` gave, as an image of the next tier: zeros appended at the far sides."""
+        """What a strided correlation gave as an image of the next tier: zeros are appended at the far sides.
+
+        Args:
+            tier: The number of the tier that was correlated.
+            image: (height, width, channels, batch).
+
+        Returns:
+            An image of tier + 1.
+        """
         (rows, columns), (height, width) = image.shape[:2], self.sizes[tier + 1]
         return functional.pad(image, (0, 0, 0, 0, 0, width - columns, 0, height - rows))
 
     def cropped(self, tier: int, image: Tensor) -> Tensor:
-        """The adjoint of `padded`: an image of the next tier, cut to what `tier` can have given."""
+        """The adjoint of `padded`: an image of the next tier, cut to what a strided correlation can have given.
+
+        Args:
+            tier: The number of the tier that was correlated.
+            image: An image of tier + 1, (height, width, channels, batch).
+
+        Returns:
+            The part of it, contiguous.
+        """
         return image[: self.toruses[tier].height, : self.toruses[tier].width].contiguous()
 
 
@@ -123,10 +170,24 @@ def _whole(field: Tensor) -> Tensor:
 
 
 def divided(image: Tensor) -> Tensor:
-    """(2h, 2w, c, batch) as the field (h, w, 4c, batch) of its four sub-images."""
+    """The field of the four interleaved sub-images of an image.
+
+    Args:
+        image: (2h, 2w, c, batch).
+
+    Returns:
+        (h, w, 4c, batch).
+    """
     return _sub_images(image.contiguous()).flatten(2, 4)
 
 
 def united(field: Tensor) -> Tensor:
-    """`divided` undone."""
+    """The image with a field of sub-images: `divided` inverted.
+
+    Args:
+        field: (h, w, 4c, batch).
+
+    Returns:
+        (2h, 2w, c, batch).
+    """
     return _whole(field).flatten(2, 3).flatten(0, 1)

@@ -261,7 +261,7 @@ class MultiscaleOperator(Operator):
         per_pass = sum(
             t.rounding(self.dtype)
             + whole.rounding(self.dtype)
-            + verified.gamma(8 * t.phases**2 * c + 16, self.dtype) * math.sqrt(2 * t.phases**2 * c)
+            + verified.rounding_factor(8 * t.phases**2 * c + 16, self.dtype) * math.sqrt(2 * t.phases**2 * c)
             for t, whole, c in zip(self._layout.toruses, self._layout.wholes, self._layout.channels, strict=True)
         )
         absolute = 64 * self.state_shape.numel() ** 1.5 * torch.finfo(self.dtype).tiny * (1 + size)
@@ -496,7 +496,7 @@ def _symbol_error(kernel: Tensor, dtype: torch.dtype) -> float:
 def _square_error(kernel: Tensor, dtype: torch.dtype, added: float = 0.0) -> float:
     """That of K̂ᴴK̂ together with the sum of it and something of size `added`."""
     size = _size(kernel)
-    products = verified.gamma(16 * max(kernel.shape[:2]) + 64, dtype)
+    products = verified.rounding_factor(16 * max(kernel.shape[:2]) + 64, dtype)
     return 4 * (size * _symbol_error(kernel, dtype) + products * (size * size + added))
 
 

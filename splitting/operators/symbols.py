@@ -89,7 +89,7 @@ def symbol_rounding(taps: int, dtype: torch.dtype = torch.float64) -> float:
         The bound, relative.
     """
     # A sum over taps of products with phases that are off by some 35 roundings.
-    return verified.gamma(taps + 40, dtype)
+    return verified.rounding_factor(taps + 40, dtype)
 
 
 def inverted(symbol: Tensor, alpha: float) -> Tensor:

@@ -33,7 +33,13 @@ class Stage:
     """One matrix product of a transform.
 
     Data are seen as (*axes, rest), their axes put in `order`, the first of them merged to `count`, the others
-    contracted with `matrices`, (count or 1, p, q).
+    contracted with `matrices`.
+
+    Args:
+        axes: The lengths of the axes.
+        order: Their order.
+        count: The product of the lengths of those that are merged.
+        matrices: (count or 1, p, q).
     """
 
     axes: tuple[int, ...]
@@ -42,7 +48,14 @@ class Stage:
     matrices: Tensor
 
     def arranged(self, data: Tensor) -> Tensor:
-        """`data` as (count, q, rest): a view wherever the strides allow it."""
+        """Data as the matrices take them: a view wherever the strides allow it.
+
+        Args:
+            data: (*axes, rest), in any shape of that order.
+
+        Returns:
+            (count, q, rest).
+        """
         axes = data.reshape(*self.axes, -1).permute(*self.order, len(self.axes))
         return axes.reshape(self.count, self.matrices.shape[2], -1)
 
@@ -54,14 +67,16 @@ class Torus:
     Of the second axis the frequencies are kept whose remainder modulo its first factor N₁ is at most N₁/2, of the first
     all, in the order in which the matrix products of a transform leave them: by `column_frequencies`, then by
     `row_frequencies`.
+
+    Args:
+        height: Rows of a field.
+        width: Columns of a field.
+        phases: How many times as long the sides of an image are: 1 or 2.
     """
 
     height: int
-    """Rows of a field."""
     width: int
-    """Columns of a field."""
     phases: int = 1
-    """How many times as long the sides of an image are: 1 or 2."""
 
     @property
     def columns(self) -> int:
@@ -188,10 +203,10 @@ class Torus:
             The bound, relative.
         """
         if not self._by_product:
-            return verified.gamma(64 * math.ceil(math.log2(self.height * self.width)) + 64, dtype)
+            return verified.rounding_factor(64 * math.ceil(math.log2(self.height * self.width)) + 64, dtype)
         rows, (first, second) = self._factors
         spread = (first + 2) / math.sqrt(first) + sum(2 * math.sqrt(f) for f in (second, *rows) if f > 1)
-        return 2 * verified.gamma(2 * max(first, *rows) + 16, dtype) * spread
+        return 2 * verified.rounding_factor(2 * max(first, *rows) + 16, dtype) * spread
 
     def _tap_phases(self, sides: Sequence[int], like: Tensor, stride: int, *, weighted: bool = False) -> Tensor:
         return _tap_phases(self, tuple(sides), stride, weighted, like.dtype, like.device)

@@ -211,7 +211,7 @@ class Inclusion(Problem):
         sigma_error = _ACTIVATION_ULPS * verified.unit_roundoff(torch.float64) * _norm(operator, nearby)
         # 8: differences that may vanish below the normal numbers.
         vanished = _norm(operator, torch.full_like(nearby[:1], 8 * verified.UNDERFLOW))
-        r_error = operator.rounding(nearby) + verified.gamma(4) * size + vanished
+        r_error = operator.rounding(nearby) + verified.rounding_factor(4) * size + vanished
         # A wrong last digit of σ moves both A z′ and s.
         r_error = r_error + (operator.frobenius + 1) * sigma_error
         bound = _norm(operator, z - nearby) + sigma_error + (_norm(operator, r) + r_error) / m

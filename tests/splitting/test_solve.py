@@ -226,7 +226,7 @@ def test_asking_rarely_gives_the_same_solution(
     if bad:
         source[1, 1] = math.nan
     often = attempt(source, solver, max_steps=max_steps)
-    monkeypatch.setattr(importlib.import_module("splitting.solve"), "_FREE_TO_ASK", frozenset())
+    monkeypatch.setattr(importlib.import_module("splitting.loop"), "_FREE_TO_ASK", frozenset())
     rarely = attempt(source, solver, max_steps=max_steps)
     assert len(rarely.history) == min(5 * math.ceil(len(often.history) / 5), max_steps)
     for name in ("value", "residual", "converged"):

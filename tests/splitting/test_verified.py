@@ -212,13 +212,13 @@ def test_the_precision_of_products_is_that_of_their_formats() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-def test_gamma_is_higham() -> None:
+def test_rounding_factors_are_those_of_higham() -> None:
     """γ_k = ku/(1 − ku) in exact arithmetic, to the last digits; no bound where ku ≥ 1."""
     with mpmath.workdps(60):
         for dtype, u in ((torch.float64, mpmath.mpf(2) ** -53), (torch.float32, mpmath.mpf(2) ** -24)):
             for k in (1, 7, 10**4):
-                assert abs(verified.gamma(k, dtype) / (k * u / (1 - k * u)) - 1) < 1e-15
-    assert verified.gamma(2**24, torch.float32) == math.inf
+                assert abs(verified.rounding_factor(k, dtype) / (k * u / (1 - k * u)) - 1) < 1e-15
+    assert verified.rounding_factor(2**24, torch.float32) == math.inf
 
 
 @given(st.floats(allow_nan=False, min_value=-1e300, max_value=1e300))

@@ -21,6 +21,7 @@ from splitting.scratch import recycled
 from splitting.solvers import PeacemanRachford, Solver
 
 OnFailure = Literal["raise", "warn", "return"]
+"""What a solve does where a sample misses tol: raise NotConverged, issue a ConvergenceWarning, or just return."""
 
 # Asking an accelerator whether all samples have converged stalls it, so it is asked only every few steps. Results do
 # not depend on this: what a sample returns is what it had when it converged, noted on the device.
