@@ -15,7 +15,11 @@ from mondeq.settings import Real, Settings, setting
 
 @dataclass(frozen=True)
 class CalibratedSettings(Settings):
-    """Of the loss `calibrated`."""
+    """Of the loss `calibrated`.
+
+    Args:
+        calibration: p in (0, 1).
+    """
 
     calibration: float = setting(
         Real("in (0, 1)", lambda value: 0 < value < 1),

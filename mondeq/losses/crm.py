@@ -14,7 +14,12 @@ from mondeq.settings import NONNEGATIVE, POSITIVE, Settings, setting
 
 @dataclass(frozen=True)
 class CrmSettings(Settings):
-    """Of the loss `crm`."""
+    """Of the loss `crm`.
+
+    Args:
+        crm_weight: λ, the weight of the radius.
+        crm_sharpness: t, how sharp the minimum over rivals is.
+    """
 
     crm_weight: float = setting(NONNEGATIVE, 1.0, help="λ, the weight of the radius (default 1)")
     crm_sharpness: float = setting(POSITIVE, 10.0, help="t, how sharp the minimum over rivals is (default 10)")

@@ -1,4 +1,4 @@
-"""EMMA: the adversary moves each logit only as far as it has to, to reach that of the label (Huang et al. 2023)."""
+"""EMMA: the adversary moves each logit only as far as it has to, to reach that of the label (Hu et al. 2023)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Emma(Loss):
 
     Gradients do not flow through e. Where a gap is already larger than the adversary's reach, e_j is 1 and the loss is
     that of `margin`; where it is smaller, rivals are moved up to the label and no further, so that no sample is asked
-    for what is out of its reach. Source: Huang, Leino, Wang & Fredrikson 2023, arXiv 2301.12549.
+    for what is out of its reach. Source: Hu, Zou, Wang, Leino & Fredrikson 2023, arXiv 2301.12549.
     """
 
     def __call__(self, logits: Tensor, labels: Tensor, constants: Tensor, progress: Progress) -> Tensor:
