@@ -12,6 +12,34 @@ from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., object])
 
+# Asking an accelerator for a value stalls it: all that was started must end before the host goes on.
+_FREE_TO_ASK = frozenset({"cpu"})
+
+
+def asking_is_free(device: torch.device) -> bool:
+    """Whether the host may look at values on a device as often as it likes.
+
+    Args:
+        device: Where the values are.
+
+    Returns:
+        False for an accelerator, which would have to end first what it has started.
+    """
+    return device.type in _FREE_TO_ASK
+
+
+def on_host(*tensors: Tensor) -> list[float]:
+    """The entries of tensors, one after the other, in a single transfer.
+
+    Args:
+        tensors: Few and small, of any real dtype, on one device.
+
+    Returns:
+        The numbers, exactly for all but huge integers.
+    """
+    numbers: list[float] = torch.cat([t.detach().reshape(-1).double() for t in tensors]).tolist()
+    return numbers
+
 
 def uncompiled(function: F) -> F:
     """A function that runs as it is, also inside `torch.compile`: values decide how long a solve runs.
