@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, wraps
 from typing import ParamSpec, TypeVar, cast
 
@@ -111,8 +111,10 @@ def in_full_precision(function: Callable[P, T]) -> Callable[P, T]:
     return exact
 
 
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
+_NOTHING = nullcontext()
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """A context in which products are of the dtype of their factors, also inside `torch.autocast`.
 
     What is claimed of an operator is claimed of its own dtype, and no tolerance worth asking for survives half
@@ -120,12 +122,14 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
     Args:
         device: The device of the products.
+
+    Returns:
+        The context, to be entered at once.
     """
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-        with torch.autocast(device.type, enabled=False):
-            yield
-    else:
-        yield
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return _NOTHING
 
 
 def constant(compute: Callable[P, T]) -> Callable[P, T]:

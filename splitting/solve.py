@@ -228,7 +228,7 @@ def _run(
     with judged_later() as probes:
         iteration = solver.bind(problem)
     carry = iteration.init(initial)
-    record = _Record(like, max_steps)
+    record = _Record(like, tol, max_steps)
     record.rounding, hidden = iteration.rounding, like.new_full((), iteration.rounding)
     scale_of, tiny = problem.scale(), torch.finfo(like.dtype).tiny
     due = 1 if free else _FIRST_QUESTION
@@ -255,7 +255,8 @@ def _run(
 class _Answer:
     """How far a solve is.
 
-    missing: samples that have not converged. bad: those that have left the finite numbers. worst: the largest residual.
+    missing: samples that have not converged. bad: those that have left the finite numbers. worst: the largest residual
+    where samples are missing.
     """
 
     missing: int
@@ -266,7 +267,7 @@ class _Answer:
 class _Record:
     """What each sample had when it converged. Nothing here depends on how often `finished` is asked."""
 
-    def __init__(self, like: Tensor, max_steps: int) -> None:
+    def __init__(self, like: Tensor, tol: float, max_steps: int) -> None:
         count = len(like)
         self.value: Tensor | None = None
         self.residual = like.new_full((count,), math.inf)
@@ -276,6 +277,8 @@ class _Record:
         self.history = like.new_empty(min(max_steps, 64), count)
         self.taken = 0
         self.asking_is_free = asking_is_free(like.device)
+        # A residual above this is larger than tol in every dtype that tol may be rounded to.
+        self.limit = tol * (1 + torch.finfo(like.dtype).eps)
         self.rounding = 0.0  # of the iteration whose steps are recorded
         self.in_range = True  # as far as the host knows
         self.answer: _Answer | None = None  # what the host knows of the present residuals
@@ -287,6 +290,9 @@ class _Record:
             self.history = torch.cat([self.history, torch.empty_like(self.history)])
         self.history[step - 1] = residual
         self.taken, self.answer = step, None
+        if self.untouched and self.asking_is_free and float(residual.amin()) > self.limit:
+            self.value, self.residual = value, residual
+            return
         done = residual <= tol
         if self.untouched and self.asking_is_free:
             # The common cases: nothing to freeze, or everything, so the iterate itself is the record.
@@ -296,15 +302,16 @@ class _Record:
                 if closed:
                     self.converged, self.untouched = done, False
                     self.steps.fill_(step)
-                    self.answer = _Answer(0, 0, tol)
+                    self.answer = _Answer(0, 0, 0.0)
                 return
         if self.value is None or self.untouched:
             # No sample has converged before this step. From now on the record has memory of its own.
-            self.value = recycled(value).copy_(value)
-        else:
-            column = self.converged.reshape(-1, *[1] * (value.ndim - 1))
-            torch.where(column, self.value, value, out=self.value)
-        self.untouched = False
+            self.value, self.residual, self.converged = recycled(value).copy_(value), residual, done
+            self.steps.masked_fill_(done, step)
+            self.untouched = False
+            return
+        column = self.converged.reshape(-1, *[1] * (value.ndim - 1))
+        torch.where(column, self.value, value, out=self.value)
         self.residual = torch.where(self.converged, self.residual, residual)
         newly = done & ~self.converged
         self.steps.masked_fill_(newly, step)
@@ -343,6 +350,8 @@ class _Record:
     def known(self) -> _Answer:
         """How the solve ended: from the last question, if nothing has changed since."""
         if self.answer is None:
+            if self.asking_is_free and bool(self.converged.all()):
+                return _Answer(0, 0, 0.0)
             missing, bad, worst = on_host(*self._questions())
             self.answer = _Answer(int(missing), int(bad), worst)
         return self.answer

@@ -275,3 +275,25 @@ def test_what_is_read_together_is_what_is_read_one_by_one(kind: str) -> None:
             expected = [single.typical_step, single.norm_bound, single.distance_bound(0.3), single.frobenius]
             expected += [single.distance_bound(1 / single.typical_step), single.strong_monotonicity]
         assert found == expected
+
+
+class Coupled(mondeq.Dense):
+    """An operator of U too, by a method that it inherits."""
+
+    @property
+    def m(self) -> Tensor:
+        return 1 + self.U.square().mean()
+
+
+@pytest.mark.parametrize("name", ["U", "b", "F", "G"])
+@pytest.mark.parametrize("linear", [mondeq.Dense, Coupled])
+def test_evaluation_compares_what_decides_the_operator(linear: type[mondeq.Dense], name: str) -> None:
+    """For Dense these are F, G and m. A class that inherits from it may mean other ones."""
+    torch.manual_seed(0)
+    layer, x = mondeq.EquilibriumLayer(linear(4, 5), tol=1e-6).eval(), torch.rand(3, 4)
+    layer(x)
+    kept = layer._kept
+    getattr(layer.linear, name).data.mul_(1.5)
+    anew = mondeq.EquilibriumLayer(layer.linear, tol=1e-6).eval()
+    assert torch.equal(layer(x), anew(x))
+    assert (layer._kept is kept) == (linear is mondeq.Dense and name in "Ub")
