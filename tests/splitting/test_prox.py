@@ -40,8 +40,12 @@ def test_satisfies_the_public_check(activation: str) -> None:
 
 @everywhere
 @all_dtypes
-def test_point_solves_the_prox_equation_to_rounding(activation: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("free", [frozenset({"cpu"}), frozenset()], ids=["watched", "as on an accelerator"])
+def test_point_solves_the_prox_equation_to_rounding(
+    activation: str, dtype: torch.dtype, free: frozenset[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """α y + (1 − α) σ(y) = v, evaluated in float64, as well as rounding y allows: the slope in y is ≤ max(α, 1)."""
+    monkeypatch.setattr("splitting.context._FREE_TO_ASK", free)
     sigma, exact = pair(activation, dtype)
     v = points().to(dtype)
     for alpha in ALPHAS:
