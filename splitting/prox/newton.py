@@ -16,8 +16,8 @@ def root(sigma: Callable[[Tensor], Tensor], derivative: Callable[[Tensor], Tenso
 
     The slope of h lies in [min(α, 1), max(α, 1)], which gives the first bracket. On the CPU the loop ends when no entry
     moves any more; elsewhere it runs a fixed number of steps, since asking would synchronise: for α near 1 as many as
-    Newton's method needs where σ is smooth, otherwise as many as bisection does. An inexact y costs accuracy of the iteration only: error
-    bounds use s = y − σ(y), a subgradient for every y.
+    Newton's method needs where σ is smooth, otherwise as many as bisection does. An inexact y
+    costs accuracy of the iteration only: error bounds use s = y − σ(y), a subgradient for every y.
 
     Args:
         sigma: σ, elementwise.
