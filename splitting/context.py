@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, wraps
 from typing import ParamSpec, TypeVar, cast
 
@@ -11,6 +11,34 @@ import torch
 from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., object])
+
+# Asking an accelerator for a value stalls it: all that was started must end before the host goes on.
+_FREE_TO_ASK = frozenset({"cpu"})
+
+
+def asking_is_free(device: torch.device) -> bool:
+    """Whether the host may look at values on a device as often as it likes.
+
+    Args:
+        device: Where the values are.
+
+    Returns:
+        False for an accelerator, which would have to end first what it has started.
+    """
+    return device.type in _FREE_TO_ASK
+
+
+def on_host(*tensors: Tensor) -> list[float]:
+    """The entries of tensors, one after the other, in a single transfer.
+
+    Args:
+        tensors: Few and small, of any real dtype, on one device.
+
+    Returns:
+        The numbers, exactly for all but huge integers.
+    """
+    numbers: list[float] = torch.cat([t.detach().reshape(-1).double() for t in tensors]).tolist()
+    return numbers
 
 
 def uncompiled(function: F) -> F:
@@ -83,8 +111,10 @@ def in_full_precision(function: Callable[P, T]) -> Callable[P, T]:
     return exact
 
 
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
+_NOTHING = nullcontext()
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """A context in which products are of the dtype of their factors, also inside `torch.autocast`.
 
     What is claimed of an operator is claimed of its own dtype, and no tolerance worth asking for survives half
@@ -92,12 +122,14 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
     Args:
         device: The device of the products.
+
+    Returns:
+        The context, to be entered at once.
     """
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-        with torch.autocast(device.type, enabled=False):
-            yield
-    else:
-        yield
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return _NOTHING
 
 
 def constant(compute: Callable[P, T]) -> Callable[P, T]:

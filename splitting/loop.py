@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from numbers import Real
@@ -13,20 +14,27 @@ import torch
 from torch import Tensor
 
 from splitting.checks import error_bound
-from splitting.context import full_precision, is_transformed, uncompiled
+from splitting.context import asking_is_free, full_precision, is_transformed, on_host, uncompiled
 from splitting.derived import Derived
 from splitting.errors import InvalidArgument, InvalidType, NotConverged
-from splitting.problems import Problem
+from splitting.operators import Probe, judged_later
+from splitting.problems import Extent, Problem
 from splitting.scratch import recycled
 from splitting.solvers import PeacemanRachford, Solver
 
 OnFailure = Literal["raise", "warn", "return"]
 """What a solve does where a sample misses tol: raise NotConverged, issue a ConvergenceWarning, or just return."""
 
-# Asking an accelerator whether all samples have converged stalls it, so it is asked only every few steps. Results do
-# not depend on this: what a sample returns is what it had when it converged, noted on the device.
-_STEPS_PER_QUESTION = 5
-_FREE_TO_ASK = frozenset({"cpu"})
+# Asking an accelerator whether all samples have converged stalls it. It is asked after a few steps, next when by the
+# pace of the residuals all should have converged, with a margin, and so on. Results do not depend on this: what a
+# sample returns is what it had when it converged, noted on the device. The usual solve asks once or twice, and takes a
+# quarter more steps than it needs at most.
+_FIRST_QUESTION = 6
+_MARGIN = 1.15
+# However slow or fast the pace: the next question comes between so many times the steps taken.
+_SOONEST, _LATEST = 1.25, 10.0
+# On a CPU, steps between looks for samples that will never converge.
+_STEPS_PER_LOOK = 5
 
 
 class ConvergenceWarning(UserWarning):
@@ -193,6 +201,13 @@ def run(problem: Problem, solver: Solver, tol: float, max_steps: int, initial: T
     """
     with full_precision(problem.like.device):
         initial = None if initial is None else initial.detach()
+        if not asking_is_free(problem.like.device):
+            # The host learns whether numbers are in range when it learns how far the solve has come.
+            extent = problem.extent(tol)
+            if extent is None or extent.problem is problem:
+                record = _run(problem, solver, tol, max_steps, initial, extent)
+                if record.in_range:
+                    return record.solution(problem, tol, solver)
         other = problem.in_range(tol)
         if other is None:
             return _run(problem, solver, tol, max_steps, initial).solution(problem, tol, solver)
@@ -201,14 +216,23 @@ def run(problem: Problem, solver: Solver, tol: float, max_steps: int, initial: T
         return record.solution(problem, tol, solver, units)
 
 
-def _run(problem: Problem, solver: Solver, tol: float, max_steps: int, initial: Tensor | None) -> _Record:
-    like = problem.like
-    iteration = solver.bind(problem)
+def _run(
+    problem: Problem,
+    solver: Solver,
+    tol: float,
+    max_steps: int,
+    initial: Tensor | None,
+    extent: Extent | None = None,
+) -> _Record:
+    """Run a method on a problem; until it turns out that numbers are not in range, where `extent` is given."""
+    like, free = problem.like, asking_is_free(problem.like.device)
+    with judged_later() as probes:
+        iteration = solver.bind(problem)
     carry = iteration.init(initial)
-    record = _Record(like, max_steps)
+    record = _Record(like, tol, max_steps)
     record.rounding, hidden = iteration.rounding, like.new_full((), iteration.rounding)
     scale_of, tiny = problem.scale(), torch.finfo(like.dtype).tiny
-    every = 1 if record.asking_is_free else _STEPS_PER_QUESTION
+    due = 1 if free else _FIRST_QUESTION
     for step in range(1, max_steps + 1 if len(like) else 1):
         state = iteration.step(carry)
         carry = state.carry
@@ -216,15 +240,35 @@ def _run(problem: Problem, solver: Solver, tol: float, max_steps: int, initial: 
         scale = scale_of(state.value)
         scale = scale.masked_fill_(scale == math.inf, math.nan).clamp_min_(tiny)
         record.note(step, state.value, torch.addcdiv(hidden, state.gap, scale), tol)
-        if (step % every == 0 or step == max_steps) and record.finished():
+        if free and record.finished():
             break
+        if not free and step in (due, max_steps):
+            due = record.ask(tol, probes, extent)
+            probes, extent = [], None
+            if due == step:
+                break
+    if probes:
+        record.ask(tol, probes, None)
     return record
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """How far a solve is.
+
+    missing: samples that have not converged. bad: those that have left the finite numbers. worst: the largest residual
+    where samples are missing.
+    """
+
+    missing: int
+    bad: int
+    worst: float
 
 
 class _Record:
     """What each sample had when it converged. Nothing here depends on how often `finished` is asked."""
 
-    def __init__(self, like: Tensor, max_steps: int) -> None:
+    def __init__(self, like: Tensor, tol: float, max_steps: int) -> None:
         count = len(like)
         self.value: Tensor | None = None
         self.residual = like.new_full((count,), math.inf)
@@ -233,8 +277,12 @@ class _Record:
         # Residuals step by step. Small tensors made in every step would keep the heap from closing over larger ones.
         self.history = like.new_empty(min(max_steps, 64), count)
         self.taken = 0
-        self.asking_is_free = like.device.type in _FREE_TO_ASK
+        self.asking_is_free = asking_is_free(like.device)
+        # A residual above this is larger than tol in every dtype that tol may be rounded to.
+        self.limit = tol * (1 + torch.finfo(like.dtype).eps)
         self.rounding = 0.0  # of the iteration whose steps are recorded
+        self.in_range = True  # as far as the host knows
+        self.answer: _Answer | None = None  # what the host knows of the present residuals
         self.untouched = True  # no sample has converged yet, as far as the host knows
 
     def note(self, step: int, value: Tensor, residual: Tensor, tol: float) -> None:
@@ -242,7 +290,10 @@ class _Record:
         if step > len(self.history):
             self.history = torch.cat([self.history, torch.empty_like(self.history)])
         self.history[step - 1] = residual
-        self.taken = step
+        self.taken, self.answer = step, None
+        if self.untouched and self.asking_is_free and float(residual.amin()) > self.limit:
+            self.value, self.residual = value, residual
+            return
         done = residual <= tol
         if self.untouched and self.asking_is_free:
             # The common cases: nothing to freeze, or everything, so the iterate itself is the record.
@@ -252,14 +303,16 @@ class _Record:
                 if closed:
                     self.converged, self.untouched = done, False
                     self.steps.fill_(step)
+                    self.answer = _Answer(0, 0, 0.0)
                 return
         if self.value is None or self.untouched:
             # No sample has converged before this step. From now on the record has memory of its own.
-            self.value = recycled(value).copy_(value)
-        else:
-            column = self.converged.reshape(-1, *[1] * (value.ndim - 1))
-            torch.where(column, self.value, value, out=self.value)
-        self.untouched = False
+            self.value, self.residual, self.converged = recycled(value).copy_(value), residual, done
+            self.steps.masked_fill_(done, step)
+            self.untouched = False
+            return
+        column = self.converged.reshape(-1, *[1] * (value.ndim - 1))
+        torch.where(column, self.value, value, out=self.value)
         self.residual = torch.where(self.converged, self.residual, residual)
         newly = done & ~self.converged
         self.steps.masked_fill_(newly, step)
@@ -267,9 +320,56 @@ class _Record:
 
     def finished(self) -> bool:
         """Whether every sample has converged or left the finite numbers for good."""
-        if self.untouched and self.asking_is_free and self.taken % _STEPS_PER_QUESTION:
+        if self.answer is not None:
+            return True  # all have converged
+        if self.untouched and self.taken % _STEPS_PER_LOOK:
             return False  # none has converged; that all have overflowed is worth asking only now and then
         return bool((self.converged | ~torch.isfinite(self.residual)).all())
+
+    def ask(self, tol: float, probes: Sequence[Probe], extent: Extent | None) -> int:
+        """Learn in one transfer how far the solve is, how good the inverses are, and whether numbers are in range.
+
+        Returns:
+            The step at which to ask again; the present one where there is no need to.
+
+        Raises:
+            ResolventError: A computed resolvent does not invert.
+        """
+        sizes = [] if extent is None or extent.sizes is None else [extent.sizes]
+        questions = [*self._questions(), self._remaining(tol), *(probe.error for probe in probes), *sizes]
+        missing, bad, worst, remaining, *others = on_host(*questions)
+        for probe, error in zip(probes, others, strict=False):
+            probe.judge(error)
+        if extent is not None and sizes:
+            self.in_range = extent.is_ordinary(*others[len(probes) :])
+        self.answer = _Answer(int(missing), int(bad), worst)
+        if missing == bad or not self.in_range:
+            return self.taken
+        soonest, latest = _SOONEST * self.taken, _LATEST * self.taken
+        return math.ceil(min(max(self.taken + _MARGIN * remaining + 1, soonest), latest))
+
+    def known(self) -> _Answer:
+        """How the solve ended: from the last question, if nothing has changed since."""
+        if self.answer is None:
+            if self.asking_is_free and bool(self.converged.all()):
+                return _Answer(0, 0, 0.0)
+            missing, bad, worst = on_host(*self._questions())
+            self.answer = _Answer(int(missing), int(bad), worst)
+        return self.answer
+
+    def _questions(self) -> tuple[Tensor, Tensor, Tensor]:
+        worst = self.residual.amax() if len(self.residual) else self.residual.new_zeros(())
+        return (~self.converged).sum(), (~torch.isfinite(self.residual)).sum(), worst
+
+    def _remaining(self, tol: float) -> Tensor:
+        """The steps that the slowest sample still needs if its residual goes on shrinking as it did of late."""
+        if not self.taken or not len(self.residual):
+            return self.residual.new_zeros(())
+        early = max(self.taken * 2 // 5, 1)
+        before, now = (self.history[step - 1].double().log() for step in (early, self.taken))
+        pace = (before - now) / max(self.taken - early, 1)
+        steps = (now - math.log(tol)) / pace.clamp_min(1e-3)
+        return torch.where(self.converged | ~torch.isfinite(steps), 0.0, steps).amax()
 
     def solution(self, problem: Problem, tol: float, solver: Solver, units: Tensor | None = None) -> Solution:
         """What was recorded; `units` are those in which it was computed."""
@@ -286,26 +386,23 @@ class _Record:
         """`value` in the units of the problem. What that rounds, where numbers are subnormal, counts as residual."""
         converted = value / units
         self.residual = self.residual + problem.lost(value, converted, units)
-        self.converged = self.converged & (self.residual <= tol)
+        self.converged, self.answer = self.converged & (self.residual <= tol), None
         return converted
 
 
 def _status(record: _Record, problem: Problem, tol: float, solver: Solver) -> Status:
-    converged, residual, steps = record.converged, record.residual, record.taken
-    total, missing = len(converged), int((~converged).sum())
-    name = type(solver).__name__
+    known, total, steps, name = record.known(), len(record.converged), record.taken, type(solver).__name__
+    missing, bad, worst = known.missing, known.bad, known.worst
     if missing == 0:
         return Status(
             Outcome.CONVERGED, f"{name}: all {total} samples reached relative residual {tol:.1e} in {steps} steps"
         )
-    bad = int((~torch.isfinite(residual)).sum())
     if bad:
         finite_input = bool(torch.isfinite(problem.source).all())
         cause = problem.overflow if finite_input else "the source c holds NaN or inf; check the input"
         return Status(
             Outcome.NON_FINITE, f"{name}: {bad} of {total} samples became NaN or inf within {steps} steps: {cause}"
         )
-    worst = float(residual.max())
     remedy = _remedy(record, problem, worst, tol)
     return Status(
         Outcome.MAX_STEPS,

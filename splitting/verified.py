@@ -150,9 +150,20 @@ def normalised(x: Tensor) -> tuple[Tensor, int]:
     Returns:
         (y, k), exact but for entries 2⁻¹⁰²² times smaller than the largest.
     """
-    largest = float(x.abs().amax()) if x.numel() else 0.0
-    exponent = math.frexp(largest)[1] if math.isfinite(largest) else 0
+    exponent = exponent_of(float(x.abs().amax()) if x.numel() else 0.0)
     return _times_power(x, -exponent), exponent
+
+
+def exponent_of(largest: float) -> int:
+    """The power of two that `normalised` divides by.
+
+    Args:
+        largest: The largest modulus.
+
+    Returns:
+        k with largest·2^−k in [½, 1); 0 for what is not finite.
+    """
+    return math.frexp(largest)[1] if math.isfinite(largest) else 0
 
 
 def times_power(value: float, exponent: int) -> float:

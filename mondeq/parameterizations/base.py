@@ -110,6 +110,13 @@ class Parameterization(nn.Module, ABC):
     def operator(self) -> splitting.Operator:
         """A = I − W as a splitting operator, differentiable in the weights."""
 
+    def operator_weights(self) -> Sequence[Tensor] | None:
+        """Return the weights that decide, with plain attributes, what `operator()` is; None where any may.
+
+        Evaluation compares only these from call to call. It believes the class that defines both methods.
+        """
+        return None
+
     @abstractmethod
     def source(self, x: Tensor) -> Tensor:
         """c = U x + b for inputs.

@@ -6,7 +6,7 @@ padding adds is held at zero by the activation, so that nothing wraps around.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Self
@@ -18,7 +18,7 @@ from torch.nn import functional
 import splitting
 from mondeq.errors import ConfigError
 from mondeq.parameterizations.base import PARAMETERIZATIONS, Parameterization, StronglyMonotone, check_count, flat_input
-from mondeq.parameterizations.kernels import gram_skew, proved_monotonicity
+from mondeq.parameterizations.kernels import gram_skew, promised_monotonicity
 from mondeq.settings import POSITIVE, Settings, Several, Truth, Whole, setting
 from splitting import InvalidArgument, Layout, Torus, constant, is_transformed, norms, symbols, verified
 
@@ -318,9 +318,9 @@ class MultiscaleConv2d(_Convolutional):
             for kernels, scales in ((self.F, self.F_scale), (self.G, self.G_scale), (self.D, self.D_scale))
         )
         kernels = [gram_skew(self.m, f, g) for f, g in zip(F, G, strict=True)]
-        known = None
+        known: Callable[[], float] | None = None
         if not any(map(is_transformed, kernels)):  # where weights have no values, m is proved once they have
-            known = min(proved_monotonicity(self.m, f, g) for f, g in zip(F, G, strict=True))
+            known = promised_monotonicity(self.m, F, G)
         return splitting.MultiscaleOperator(kernels, F[1:], D, self.layout.sizes, strong_monotonicity=known)
 
     def source(self, x: Tensor) -> Tensor:

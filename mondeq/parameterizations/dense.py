@@ -68,6 +68,9 @@ class Dense(DenseInput, StronglyMonotone):
     def operator(self) -> splitting.DenseOperator:
         return GramSkewOperator(self.F, self.G, self.m)
 
+    def operator_weights(self) -> list[Tensor]:
+        return [weight for weight in (self.F, self.G, self.log_m) if weight is not None]
+
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, features={self.features}, m={float(self.m.detach()):.4g}"
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -66,6 +69,28 @@ def proved_monotonicity(m: Tensor, F: Tensor, G: Tensor) -> float:
     vanished = 16 * terms * channels * height * width * torch.finfo(F.dtype).tiny
     error = verified.rounding_factor(terms, F.dtype) * (f * f + 2 * g + exact) * (1 + 1e-12) + vanished
     return verified.round_down(exact - error)
+
+
+def promised_monotonicity(m: Tensor, F: Sequence[Tensor], G: Sequence[Tensor]) -> Callable[[], float]:
+    """The least `proved_monotonicity` of some kernels as they are now, proved when it is asked for.
+
+    Training never asks.
+
+    Args:
+        m: A scalar tensor.
+        F: One kernel for each of `G`.
+        G: Kernels.
+
+    Returns:
+        A function that gives the bound.
+    """
+    m, *kernels = (t.detach().clone() for t in (m, *F, *G))
+    pairs = tuple(zip(kernels[: len(F)], kernels[len(F) :], strict=True))
+    return partial(_least_monotonicity, m, pairs)
+
+
+def _least_monotonicity(m: Tensor, pairs: tuple[tuple[Tensor, Tensor], ...]) -> float:
+    return min(proved_monotonicity(m, f, g) for f, g in pairs)
 
 
 def transposed(kernel: Tensor) -> Tensor:

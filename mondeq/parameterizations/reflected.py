@@ -21,7 +21,7 @@ from mondeq.errors import ConfigError
 from mondeq.parameterizations.base import PARAMETERIZATIONS, DenseInput, Parameterization, check_count, check_positive
 from mondeq.parameterizations.convolutional import ConvolutionalInput
 from mondeq.parameterizations.dense import GramSkewOperator
-from mondeq.parameterizations.kernels import gram_skew, proved_monotonicity
+from mondeq.parameterizations.kernels import gram_skew, promised_monotonicity
 from mondeq.settings import POSITIVE, Settings, Whole, setting
 from splitting import verified
 
@@ -201,8 +201,8 @@ class ReflectedConv2d(ConvolutionalInput, Reflected):
         # Where U puts the image is a shift, which UUᵀ does not see.
         F = self.U.transpose(0, 1).flip(2, 3) * 0.5**0.5
         m = torch.tensor(self.m, dtype=self.U.dtype, device=self.U.device)
-        proved = proved_monotonicity(m, F, self.G)
-        return splitting.ConvolutionOperator(gram_skew(m, F, self.G), self.size, strong_monotonicity=proved)
+        known = promised_monotonicity(m, [F], [self.G])
+        return splitting.ConvolutionOperator(gram_skew(m, F, self.G), self.size, strong_monotonicity=known)
 
     def source(self, x: Tensor) -> Tensor:
         field = self._source_field(self._input(x), self.U, self.b)

@@ -334,7 +334,8 @@ def _scale(norm: Norm, in_shape: torch.Size, linear: Parameterization) -> Tensor
 class _Kept:
     """What evaluation keeps between calls, and what it was made of."""
 
-    tensors: Derived
+    compared: tuple[str, ...]  # the names of the weights that decide the operator
+    tensors: Derived  # and their values
     names: tuple[str, ...]
     settings: dict[str, Any] | None  # None where they cannot be copied: then nothing tells whether they changed
     solver: splitting.Solver
@@ -350,8 +351,9 @@ class _Kept:
         except Exception:  # whatever a stranger's attributes raise
             copied = None
         # The operator has copies of its own values too, which the comparison of the ingredients makes needless.
-        operator = linear.operator().snapshot()
-        return _Kept(Derived(list(tensors.values())), tuple(tensors), copied, solver, operator, solver.tuned(operator))
+        operator, compared = linear.operator().snapshot(), _decisive(linear, tensors)
+        values = Derived([tensors[name] for name in compared])
+        return _Kept(compared, values, tuple(tensors), copied, solver, operator, solver.tuned(operator))
 
     def fits(self, tensors: dict[str, Tensor], settings: dict[str, Any], solver: splitting.Solver) -> bool:
         if self.solver != solver or self.names != tuple(tensors) or self.settings is None:
@@ -360,7 +362,19 @@ class _Kept:
             same = bool(self.settings == settings)
         except Exception:  # the comparison of a stranger's attributes
             return False
-        return same and self.tensors.fits(list(tensors.values()))
+        return same and self.tensors.fits([tensors[name] for name in self.compared])
+
+
+def _decisive(linear: Parameterization, tensors: dict[str, Tensor]) -> tuple[str, ...]:
+    """The names of the weights that decide the operator: to compare U and b, which seldom do, would only take time."""
+    defined = {"operator", "operator_weights"}
+    # A class that inherits one of the two, or an object with one of its own, may mean another operator.
+    believed = defined <= vars(type(linear)).keys() and not defined & vars(linear).keys()
+    weights = linear.operator_weights() if believed else None
+    wanted = None if weights is None else {id(weight) for weight in weights}
+    if wanted is None or not wanted <= {id(tensor) for tensor in tensors.values()}:
+        return tuple(tensors)
+    return tuple(name for name, tensor in tensors.items() if id(tensor) in wanted)
 
 
 _INTERNAL = frozenset(vars(nn.Module()))

@@ -2,6 +2,7 @@
 
 from splitting.operators.base import Adjoint, Operator, Resolvent
 from splitting.operators.dense import DenseOperator
+from splitting.operators.inverse import Probe, judged_later
 from splitting.operators.layout import Layout
 from splitting.operators.multiscale import ConvolutionOperator, MultiscaleOperator
 from splitting.operators.torus import Torus
@@ -13,6 +14,8 @@ __all__ = [
     "Layout",
     "MultiscaleOperator",
     "Operator",
+    "Probe",
     "Resolvent",
     "Torus",
+    "judged_later",
 ]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from splitting import verified
+from splitting.context import asking_is_free, on_host
 from splitting.derived import Derived
 from splitting.errors import InvalidArgument
 
@@ -67,6 +68,8 @@ class Operator(ABC):
         state_shape: The shape of one state.
         metric: The diagonal of Λ, positive, shaped to multiply states; None for Λ = I.
         strong_monotonicity: A lower bound on m that is known by construction of these values; None if there is none.
+            A function without arguments is called if somebody asks for m. It is to compute from values that nobody
+            changes.
     """
 
     tensors: tuple[Tensor, ...]
@@ -82,14 +85,18 @@ class Operator(ABC):
         state_shape: Sequence[int],
         *,
         metric: Tensor | None = None,
-        strong_monotonicity: float | None = None,
+        strong_monotonicity: float | Callable[[], float] | None = None,
     ) -> None:
         self.tensors = tuple(tensors)
         self.state_shape = torch.Size(state_shape)
         self.metric = None if metric is None else metric.detach()
         self._derived: Derived | None = None
         self._is_frozen = False
-        if strong_monotonicity is not None:
+        self._promise: tuple[Derived, Callable[[], float]] | None = None
+        if callable(strong_monotonicity):
+            # Beside values of its own: to compare those of `cached` right after construction would ask an accelerator.
+            self._promise = Derived(self._decisive), strong_monotonicity
+        elif strong_monotonicity is not None:
             self.cached("known monotonicity", lambda: float(strong_monotonicity))
 
     @property
@@ -271,7 +278,12 @@ class Operator(ABC):
     @property
     def known_monotonicity(self) -> float | None:
         """The lower bound on m that was given at construction; None without one, and once a value has changed."""
-        return self.cached("known monotonicity", lambda: None)
+
+        def prove() -> float | None:
+            promise = self._promise
+            return promise[1]() if promise is not None and promise[0].fits(self._decisive) else None
+
+        return self.cached("known monotonicity", prove)
 
     @property
     def root_metric(self) -> Tensor | None:
@@ -300,10 +312,31 @@ class Operator(ABC):
         metric = self.metric
         if metric is None:
             return self
-        power = self.cached("power of the metric", lambda: verified.normalised(metric.double())[1])
+        power = self.cached("power of the metric", lambda: self._metric_power(metric))
         if abs(power) <= _ORDINARY_POWER:
             return self
         return self.replace(*self.tensors, metric=verified.normalised(metric.double())[0]).frozen()
+
+    def _metric_power(self, metric: Tensor) -> int:
+        if asking_is_free(self.device):
+            return verified.normalised(metric.double())[1]
+        return verified.exponent_of(self._measured()["metric"])
+
+    def _measured(self) -> dict[str, float]:
+        """The values of `_measures`, read in one transfer: for devices where asking is not free."""
+
+        def read() -> dict[str, float]:
+            measures = self._measures()
+            return dict(zip(measures, on_host(*measures.values()), strict=True))
+
+        return self.cached("measured", read)
+
+    def _measures(self) -> dict[str, Tensor]:
+        """Scalar tensors of the numbers that every solve needs on the host, by name."""
+        if self.metric is None or self.metric.numel() == 0:
+            return {"metric": torch.zeros((), device=self.device)}
+        sizes = self.metric.double().abs()
+        return {"metric": sizes.amax(), "inverse metric": sizes.reciprocal().amax()}
 
     @property
     def typical_step(self) -> float:
@@ -326,16 +359,22 @@ class Operator(ABC):
         """What belongs to the present values: new, and empty, if they have changed."""
         if self._derived is not None and self._is_frozen:
             return self._derived
-        tensors = self.tensors if self.metric is None else (*self.tensors, self.metric)
-        if self._derived is None or not self._derived.fits(tensors):
-            self._derived = Derived(tensors)
+        if self._derived is None or not self._derived.fits(self._decisive):
+            self._derived = Derived(self._decisive)
         return self._derived
+
+    @property
+    def _decisive(self) -> tuple[Tensor, ...]:
+        """All tensors that decide what A and its metric are."""
+        return self.tensors if self.metric is None else (*self.tensors, self.metric)
 
     def _bound(self, tensors: Sequence[Tensor], metric: Tensor | None, derived: Derived | None) -> Self:
         """The operator of this kind on other tensors and their metric, frozen if it is given what they derive."""
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin.tensors, twin.metric, twin._derived, twin._is_frozen = tuple(tensors), metric, derived, derived is not None
+        if derived is None:
+            twin._promise = None  # it was made for other values
         return twin
 
 
@@ -382,6 +421,9 @@ class Adjoint(Operator):
 
     def norm(self, z: Tensor) -> Tensor:
         return self.base.norm(z) if self.metric is None else super().norm(z)
+
+    def _measured(self) -> dict[str, float]:
+        return {"metric": self.base._measured()["inverse metric"]}
 
     def rounding(self, z: Tensor) -> Tensor:
         # ‖z‖ in the metric Λ⁻¹ is ‖Λ⁻¹z‖_Λ.

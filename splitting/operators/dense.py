@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from splitting import norms, verified
-from splitting.context import full_precision
+from splitting.context import asking_is_free, full_precision
 from splitting.errors import InvalidArgument, InvalidType
 from splitting.operators.base import Operator, Resolvent
-from splitting.operators.inverse import block_inverse, verify_inverse
+from splitting.operators.inverse import Probe, block_inverse, judge, verify_inverse
 
 
 class DenseOperator(Operator):
@@ -57,7 +57,9 @@ class DenseOperator(Operator):
             return z @ self.matrix
 
     def resolvent(self, alpha: float) -> Resolvent:
-        return self.cached(("resolvent", alpha), lambda: _invert(self.matrix.detach(), alpha))
+        resolvent = self.cached(("resolvent", alpha), lambda: _invert(self.matrix.detach(), alpha))
+        judge(resolvent.probes)
+        return resolvent
 
     @property
     def strong_monotonicity(self) -> float:
@@ -80,7 +82,14 @@ class DenseOperator(Operator):
 
     @property
     def frobenius(self) -> float:
-        return self.cached("frobenius", lambda: norms.frobenius(_scale(self.matrix, self.metric)))
+        def compute() -> float:
+            read = None if asking_is_free(self.device) else self._measured()["frobenius"]
+            return norms.frobenius(_scale(self.matrix, self.metric), read)
+
+        return self.cached("frobenius", compute)
+
+    def _measures(self) -> dict[str, Tensor]:
+        return {"frobenius": torch.linalg.vector_norm(_scale(self.matrix, self.metric)), **super()._measures()}
 
     def rounding(self, z: Tensor) -> Tensor:
         factor = verified.rounding_factor(z.shape[1] + 2, self.dtype) * (1 + 1e-6)
@@ -114,8 +123,8 @@ class DenseOperator(Operator):
 class _DenseResolvent(Resolvent):
     """V as a matrix, and its Cayley transform 2V − I for the reflected form."""
 
-    def __init__(self, inverse: Tensor, cayley: Tensor) -> None:
-        self.inverse, self.cayley = inverse, cayley
+    def __init__(self, inverse: Tensor, cayley: Tensor, probes: tuple[Probe, ...] = ()) -> None:
+        self.inverse, self.cayley, self.probes = inverse, cayley, probes
 
     def __call__(self, v: Tensor) -> Tensor:
         with full_precision(v.device):
@@ -135,10 +144,10 @@ def _invert(matrix: Tensor, alpha: float) -> _DenseResolvent:
     shifted = alpha * matrix
     shifted.diagonal().add_(1)
     inverse = block_inverse(shifted)
-    verify_inverse(lambda v: v @ shifted.mT, lambda v: v @ inverse.mT, shifted.new_ones(1, len(shifted)))
+    probe = verify_inverse(lambda v: v @ shifted.mT, lambda v: v @ inverse.mT, shifted.new_ones(1, len(shifted)))
     cayley = 2 * inverse
     cayley.diagonal().sub_(1)
-    return _DenseResolvent(inverse, cayley)
+    return _DenseResolvent(inverse, cayley, (probe,))
 
 
 def _scale(matrix: Tensor, metric: Tensor | None) -> Tensor:

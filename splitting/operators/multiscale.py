@@ -9,18 +9,20 @@ arXiv 2006.08591, appendix D). Every A_ii is inverted frequency by frequency, th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from splitting import norms, verified
-from splitting.context import full_precision, is_recorded
+from splitting.context import asking_is_free, full_precision, is_recorded, on_host
 from splitting.errors import InvalidArgument
 from splitting.operators.base import Operator, Resolvent
+from splitting.operators.inverse import Probe, judge
 from splitting.operators.kernels import check_kernel, check_size, check_square, check_tiers
 from splitting.operators.layout import ImageLayout, Layout, divided, united
 from splitting.operators.symbols import (
@@ -85,7 +87,8 @@ class MultiscaleOperator(Operator):
         sizes: (height, width) of every tier's torus. A tier with a successor has even sides, and its successor at least
             half of them; zeros fill the rest.
         strong_monotonicity: A lower bound on m that is known by construction. Left out, the smallest eigenvalue of the
-            Hermitian part of K_i − F_iᵀF_i is proved frequency by frequency on first use, in float64.
+            Hermitian part of K_i − F_iᵀF_i is proved frequency by frequency on first use, in float64. A function is
+            called on first use, as `Operator` says.
 
     Raises:
         InvalidArgument: Shapes or sizes do not fit.
@@ -99,7 +102,7 @@ class MultiscaleOperator(Operator):
         D: Sequence[Tensor],
         sizes: Sequence[tuple[int, int]],
         *,
-        strong_monotonicity: float | None = None,
+        strong_monotonicity: float | Callable[[], float] | None = None,
     ) -> None:
         check_tiers(kernels, F, D, sizes)
         self._layout = Layout(tuple((int(h), int(w)) for h, w in sizes), tuple(map(len, kernels)))
@@ -145,11 +148,17 @@ class MultiscaleOperator(Operator):
             return self._layout.joined([t.synthesise(x) for t, x in zip(toruses, images, strict=True)])
 
     def resolvent(self, alpha: float) -> Resolvent:
-        return self.cached(("resolvent", alpha), lambda: self._invert(alpha))
+        resolvent = self.cached(("resolvent", alpha), lambda: self._invert(alpha))
+        judge(resolvent.probes)
+        return resolvent
 
     def _invert(self, alpha: float) -> _Substitution:
-        symbols = self._symbols()
-        return _Substitution(self._layout, [cayley(inverted(s, alpha)) for s in symbols.A], symbols, alpha)
+        symbols, reflectors, probes = self._symbols(), [], []
+        for symbol in symbols.A:
+            inverse, probe = inverted(symbol, alpha)
+            reflectors.append(cayley(inverse))
+            probes.append(probe)
+        return _Substitution(self._layout, reflectors, symbols, alpha, probes=tuple(probes))
 
     @property
     def strong_monotonicity(self) -> float:
@@ -189,14 +198,29 @@ class MultiscaleOperator(Operator):
     @property
     def frobenius(self) -> float:
         def compute() -> float:
-            symbols = self._symbols_in_metric()
-            squares = sum(_squared_size(t, s) for t, s in zip(self._layout.toruses, symbols.A, strict=True))
-            for i, (D, F) in enumerate(symbols.couplings):
-                largest = frobenius(unstacked(F)).amax().square()
-                squares = squares + 4 * largest * _squared_size(self._layout.toruses[i], unstacked(D))
-            return math.sqrt(float(squares))
+            free = asking_is_free(self.device)
+            return math.sqrt(float(self._squares()) if free else self._measured()["squares"])
 
         return self.cached("frobenius", compute)
+
+    def _squares(self) -> Tensor:
+        """‖Λ^½ A Λ^-½‖²_F, a scalar tensor."""
+        symbols = self._symbols_in_metric()
+        squares = reduce(add, map(_squared_size, self._layout.toruses, symbols.A))
+        for i, (D, F) in enumerate(symbols.couplings):
+            largest = frobenius(unstacked(F)).amax().square()
+            squares = squares + 4 * largest * _squared_size(self._layout.toruses[i], unstacked(D))
+        return squares
+
+    def _measures(self) -> dict[str, Tensor]:
+        squares = self._squares()
+        # What `typical_step` makes of them on the host, of which Peaceman–Rachford needs the distance bound.
+        root = torch.full((), math.sqrt(max(self.state_shape.numel(), 1)), dtype=torch.float64, device=self.device)
+        step = torch.div(root, squares.double().sqrt()).clamp_max(torch.finfo(self.dtype).max / 1024)
+        shift = torch.where(squares > 0, 1 / step, 1.0)
+        norms = {f"coupling {i}": norm for i, norm in enumerate(self._coupling_measures())}
+        blocks = {f"block {i}": norm for i, norm in enumerate(self._block_measures(shift))}
+        return {"squares": squares, "shift": shift, **norms, **blocks, **super()._measures()}
 
     @property
     def norm_bound(self) -> float:
@@ -209,24 +233,43 @@ class MultiscaleOperator(Operator):
         # K_i − shift·I and of DᵀD are added: seen on the whole torus, instead of as four images, the first has smaller
         # matrices, whose bound is sharper and costs less.
         def compute() -> float:
-            symbols, (kernels, _, _) = self._symbols_in_metric(), self._in_metric()
-            whole = [t.symbol(k) for t, k in zip(self._layout.wholes, kernels[:-1], strict=False)]
             squares = [down * down for down, _ in self._coupling_norms]
-            pairs = zip([*whole, symbols.A[-1]], [*squares, 0.0], strict=True)
-            blocks = [float(two_norm_bound(symbol, shift)) + square for symbol, square in pairs]
+            pairs = zip(self._block_norms(shift), [*squares, 0.0], strict=True)
+            blocks = [norm + square for norm, square in pairs]
             return max(blocks) + max((2 * down * same for down, same in self._coupling_norms), default=0.0)
 
         return self.cached(("distance bound", shift), compute)
+
+    def _block_norms(self, shift: float) -> list[float]:
+        if asking_is_free(self.device):
+            return [float(norm) for norm in self._block_measures(shift)]
+        measured = self._measured()
+        if shift == measured["shift"]:
+            return [measured[f"block {i}"] for i in range(len(self._layout.channels))]
+        return on_host(*self._block_measures(shift))
+
+    def _block_measures(self, shift: float | Tensor) -> Iterator[Tensor]:
+        """Upper bounds (up to rounding) on ‖K_i − shift·I‖, of the last tier on ‖A_ii − shift·I‖."""
+        symbols, (kernels, _, _) = self._symbols_in_metric(), self._in_metric()
+        whole = [t.symbol(k) for t, k in zip(self._layout.wholes, kernels[:-1], strict=False)]
+        return (two_norm_bound(symbol, shift) for symbol in (*whole, symbols.A[-1]))
 
     @property
     def _coupling_norms(self) -> list[tuple[float, float]]:
         """Upper bounds (up to rounding) on ‖D_i‖ and ‖F_{i+1}‖."""
 
         def compute() -> list[tuple[float, float]]:
-            pairs = self._symbols().couplings
-            return [(float(two_norm_bound(unstacked(D))), float(two_norm_bound(unstacked(F)))) for D, F in pairs]
+            if asking_is_free(self.device):
+                found = [float(norm) for norm in self._coupling_measures()]
+            else:
+                measured = self._measured()
+                found = [measured[f"coupling {i}"] for i in range(2 * len(self._layout.channels) - 2)]
+            return list(zip(found[::2], found[1::2], strict=True))
 
         return self.cached("coupling norms", compute)
+
+    def _coupling_measures(self) -> Iterator[Tensor]:
+        return (two_norm_bound(unstacked(symbol)) for pair in self._symbols().couplings for symbol in pair)
 
     def cayley_norm(self, alpha: float) -> float:
         # The largest ‖(I − αÂ_ii)(I + αÂ_ii)⁻¹‖₂ over the tiers, at a sample of frequencies, by power iteration. What
@@ -353,7 +396,8 @@ class ConvolutionOperator(MultiscaleOperator):
         size: (height, width) of the torus.
         metric: The diagonal of Λ, positive, one number per channel: (channels,) or (channels, 1, 1). None for Λ = I.
         strong_monotonicity: A lower bound on m that is known by construction. Left out, the smallest eigenvalue of the
-            Hermitian part is proved frequency by frequency on first use, in float64.
+            Hermitian part is proved frequency by frequency on first use, in float64. A function is called on first
+            use, as `Operator` says.
 
     Raises:
         InvalidArgument: The kernel or the metric does not fit.
@@ -366,7 +410,7 @@ class ConvolutionOperator(MultiscaleOperator):
         size: tuple[int, int],
         *,
         metric: Tensor | None = None,
-        strong_monotonicity: float | None = None,
+        strong_monotonicity: float | Callable[[], float] | None = None,
     ) -> None:
         check_kernel("kernel", kernel, kernel)
         check_square("kernel", kernel)
@@ -440,9 +484,17 @@ class _Substitution(Resolvent):
     """
 
     def __init__(
-        self, layout: Layout, reflectors: Spectra, symbols: _Symbols, alpha: float, *, up: bool = False
+        self,
+        layout: Layout,
+        reflectors: Spectra,
+        symbols: _Symbols,
+        alpha: float,
+        *,
+        up: bool = False,
+        probes: tuple[Probe, ...] = (),
     ) -> None:
         self.layout, self.reflectors, self.symbols, self.alpha, self.up = layout, reflectors, symbols, alpha, up
+        self.probes = probes
         self.order = range(len(reflectors))[:: -1 if up else 1]
         self.links = {link.target: link for link in symbols.links(up=up)}
 

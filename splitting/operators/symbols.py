@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from splitting import verified
-from splitting.operators.inverse import complex_inverse, verify_inverse
+from splitting.operators.inverse import Probe, complex_inverse, verify_inverse
 from splitting.scratch import product, recycled
 
 # Frequencies whose matrices are taken to float64 at a time.
@@ -92,7 +92,7 @@ def symbol_rounding(taps: int, dtype: torch.dtype = torch.float64) -> float:
     return verified.rounding_factor(taps + 40, dtype)
 
 
-def inverted(symbol: Tensor, alpha: float) -> Tensor:
+def inverted(symbol: Tensor, alpha: float) -> tuple[Tensor, Probe]:
     """(I + αÂ(ω))⁻¹, verified on a probe at every frequency.
 
     Args:
@@ -100,7 +100,7 @@ def inverted(symbol: Tensor, alpha: float) -> Tensor:
         alpha: α > 0.
 
     Returns:
-        A symbol like Â.
+        A symbol like Â, and its probe, which is to be judged where asking is not free.
 
     Raises:
         ResolventError: The inverse at some frequency does not invert.
@@ -108,8 +108,7 @@ def inverted(symbol: Tensor, alpha: float) -> Tensor:
     shifted = _shifted(symbol, alpha)
     inverse = complex_inverse(shifted)
     ones = torch.ones(symbol.shape[:2], dtype=symbol.dtype, device=symbol.device)
-    verify_inverse(lambda v: _times(shifted, v), lambda v: _times(inverse, v), ones)
-    return inverse
+    return inverse, verify_inverse(lambda v: _times(shifted, v), lambda v: _times(inverse, v), ones)
 
 
 def _shifted(symbol: Tensor, alpha: float) -> Tensor:
@@ -170,17 +169,17 @@ def spectral_norm(matrices: Tensor, error: float) -> float:
     return max(verified.spectral_norm(chunk, perturbation=error) for chunk in matrices.split(CHUNK))
 
 
-def two_norm_bound(symbol: Tensor, shift: float = 0.0) -> Tensor:
+def two_norm_bound(symbol: Tensor, shift: float | Tensor = 0.0) -> Tensor:
     """An upper bound, up to rounding, on ‖B‖₂ for B = symbol − shift·I: the Schatten 4-norm ‖BᴴB‖_F^½.
 
     Args:
         symbol: (frequencies, 2 n_out, n_in).
-        shift: Any number; 0 where the symbol is not square.
+        shift: Any number, or a scalar tensor; 0 where the symbol is not square.
 
     Returns:
         The largest over all frequencies, a scalar tensor, float64.
     """
-    if shift:
+    if isinstance(shift, Tensor) or shift:
         symbol = recycled(symbol).copy_(symbol)
         symbol.diagonal(dim1=1, dim2=2).sub_(shift)
     real, imaginary = symbol.chunk(2, 1)

@@ -4,11 +4,41 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from splitting.errors import InvalidArgument, InvalidType
+
+
+@dataclass(frozen=True, eq=False)
+class Extent:
+    """How large the samples of a problem are, and how large they may be.
+
+    Attributes:
+        problem: The problem with norms that neither overflow nor vanish for ordinary samples.
+        sizes: The smallest size of a sample and the largest, (2,); None where there is no sample.
+        low: The smallest size of an ordinary sample.
+        high: The largest.
+    """
+
+    problem: Problem
+    sizes: Tensor | None
+    low: float
+    high: float
+
+    def is_ordinary(self, least: float, most: float) -> bool:
+        """Whether all samples are ordinary.
+
+        Args:
+            least: The first of `sizes`.
+            most: The second.
+
+        Returns:
+            False also where a size is NaN.
+        """
+        return self.low <= least <= most <= self.high
 
 
 class Problem(ABC):
@@ -121,6 +151,17 @@ class Problem(ABC):
         Returns:
             One of the two, and a bound on its residual per sample: (batch,), up to rounding, in the units of `scale`.
         """
+
+    def extent(self, tol: float) -> Extent | None:
+        """What `in_range` looks at, for a host that does not want to look now.
+
+        Args:
+            tol: The tolerance of the relative residual that it is to be solved to.
+
+        Returns:
+            The sizes of the samples; None where `in_range` does not depend on them.
+        """
+        return None
 
     def in_range(self, tol: float) -> tuple[Problem, Tensor] | None:
         """This problem in units in which no number overflows or vanishes.

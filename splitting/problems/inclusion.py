@@ -15,7 +15,7 @@ from splitting import verified
 from splitting.context import in_full_precision
 from splitting.errors import InvalidType
 from splitting.operators import Operator
-from splitting.problems.base import Problem, check_state
+from splitting.problems.base import Extent, Problem, check_state
 from splitting.prox import Activation
 
 # Evaluating σ in float64 is taken to be right to this many units in the last place of the result.
@@ -113,6 +113,18 @@ class Inclusion(Problem):
         prox = self.prox.rebind(*(t.double() for t in self.prox.tensors))
         return Inclusion(self.operator.double(), self.source.detach().double(), prox)
 
+    def extent(self, tol: float) -> Extent:
+        operator, step, problem = self.operator.balanced(), self._step, self
+        if operator is not self.operator:
+            problem = Inclusion(operator, self.source, self.prox)
+        size = problem._source_norm
+        info = torch.finfo(size.dtype)
+        # A residual of tol times the size, of which an entry has a thousandth, is to have squares that do not vanish.
+        # Solutions are about `step` times as large as sources.
+        low = 1e3 * math.sqrt(info.tiny) / min(tol, 1.0) / min(step, 1.0)
+        high = math.sqrt(info.max) * info.eps / max(step, 1.0)
+        return Extent(problem, torch.stack(size.aminmax()) if len(size) else None, low, high)
+
     def in_range(self, tol: float) -> tuple[Inclusion, Tensor] | None:
         """This problem in units of powers of two, such that no sample's numbers overflow or vanish.
 
@@ -126,21 +138,14 @@ class Inclusion(Problem):
             The problem that κz solves, and the factors κ, shaped to multiply states; None where all samples are
             ordinary.
         """
-        operator, step = self.operator.balanced(), self._step
-        source, prox, ordinary = self.source, self.prox, None
-        if operator is self.operator:
-            size = self._source_norm
-        else:
-            size, ordinary = operator.norm(source), (Inclusion(operator, source, prox), source.new_ones(()))
-        info = torch.finfo(source.dtype)
-        # A residual of tol times the size, of which an entry has a thousandth, is to have squares that do not vanish.
-        # Solutions are about `step` times as large as sources.
-        low = 1e3 * math.sqrt(info.tiny) / min(tol, 1.0) / min(step, 1.0)
-        high = math.sqrt(info.max) * info.eps / max(step, 1.0)
-        least, most = torch.stack(size.aminmax()).tolist() if len(size) else (low, high)
-        if low <= least <= most <= high:
+        extent, step, source, prox = self.extent(tol), self._step, self.source, self.prox
+        problem: Inclusion = extent.problem  # type: ignore[assignment]  # as `extent` makes it
+        operator, size = problem.operator, problem._source_norm
+        ordinary = None if problem is self else (problem, source.new_ones(()))
+        if extent.sizes is None or extent.is_ordinary(*extent.sizes.tolist()):
             return ordinary
-        unusual = ~((size >= low) & (size <= high))
+        info = torch.finfo(source.dtype)
+        unusual = ~((size >= extent.low) & (size <= extent.high))
         # What σ makes of 0 is in every state, however small the source is.
         largest = (
             source.abs() if prox.homogeneous else source.abs().maximum(prox(torch.zeros_like(source)).abs() / step)

@@ -16,7 +16,7 @@ CHANGES: dict[str, Callable[[Tensor, Tensor], None]] = {
     "copy_": lambda t, new: t.detach().copy_(new),
     "data": lambda t, new: t.data.copy_(new),
     "numpy": lambda t, new: t.detach().numpy().__setitem__(..., new.numpy()),
-    "one entry": lambda t, new: t.detach().view(-1)[-1:].copy_(new.view(-1)[-1:]),
+    "one entry": lambda t, new: t.detach()[(-1,) * t.ndim].copy_(new[(-1,) * t.ndim]),
 }
 
 

@@ -226,9 +226,10 @@ def test_asking_rarely_gives_the_same_solution(
     if bad:
         source[1, 1] = math.nan
     often = attempt(source, solver, max_steps=max_steps)
-    monkeypatch.setattr(importlib.import_module("splitting.loop"), "_FREE_TO_ASK", frozenset())
+    monkeypatch.setattr(importlib.import_module("splitting.context"), "_FREE_TO_ASK", frozenset())
     rarely = attempt(source, solver, max_steps=max_steps)
-    assert len(rarely.history) == min(5 * math.ceil(len(often.history) / 5), max_steps)
+    # A method that gains speed, as acceleration does in few dimensions, is asked later than it could be.
+    assert len(often.history) <= len(rarely.history) <= min(max(3 * len(often.history), 6), max_steps)
     for name in ("value", "residual", "converged"):
         torch.testing.assert_close(getattr(rarely, name), getattr(often, name), rtol=0, atol=0, equal_nan=True)
     # A sample that gives up has taken all the steps that were run.
