@@ -32,7 +32,7 @@ def on_host(*tensors: Tensor) -> list[float]:
     """The entries of tensors, one after the other, in a single transfer.
 
     Args:
-        tensors: Few and small, of any real dtype, on one device.
+        *tensors: Few and small, of any real dtype, on one device.
 
     Returns:
         The numbers, exactly for all but huge integers.
