@@ -24,9 +24,9 @@ from mondeq.files import write_json
 
 # What this package prints beyond ASCII, for streams whose encoding lacks it.
 _PLAIN = {
-    "ℓ": "l", "₁": "1", "₂": "2", "²": "^2", "³": "^3", "σ": "sigma", "γ": "gamma", "ε": "epsilon", "α": "alpha", "λ": "lambda", "ρ": "rho", "½": "1/2",
-    "Λ": "Lambda", "‖": "||", "≤": "<=", "≥": ">=", "−": "-", "–": "-", "×": "x", "→": "->", "√": "sqrt", "…": "...",
-    "∞": "inf", "ᵀ": "^T", "′": "'", "·": ".",
+    "ℓ": "l", "₁": "1", "₂": "2", "²": "^2", "³": "^3", "σ": "sigma", "γ": "gamma", "ε": "epsilon", "α": "alpha",
+    "λ": "lambda", "Λ": "Lambda", "‖": "||", "≤": "<=", "≥": ">=", "−": "-", "–": "-", "×": "x", "→": "->", "√": "sqrt",
+    "…": "...", "∞": "inf", "ᵀ": "^T", "′": "'", "·": ".",
 }  # fmt: skip
 
 

@@ -568,7 +568,7 @@ def python(arguments: str) -> subprocess.CompletedProcess[str]:
 def test_any_encoding(encoding: str, trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it lacks is written in plain letters, in help, results, warnings and errors alike."""
     for expected, arguments, word in (
-        (0, ["train", "--help"], "gamma-Lipschitz"),
+        (0, ["train", "--help"], "gamma, in logits per pixel"),
         (0, ["certify", str(trained_run), "--limit", "3"], "l2 radius"),
         (1, ["train", "--data", "digits", "--model", "dense", "--out", "/nowhere/σ", "--lr", "-1"], ">= 0|> 0"),
         (2, ["certify", str(trained_run), "--limit", "-1"], ">= 1"),
