@@ -318,6 +318,13 @@ def test_a_wrong_setting_is_told_in_one_line(run: Path, tmp_path: Path, capsys: 
     command = ["train", "--data", "stripes", "--model", str(tmp_path / "net.json"), "--out", str(tmp_path / "run")]
     assert main(command) == 1
     assert main([*command[:-1], str(tmp_path / "other"), "--hinge", "2"]) == 1
-    first, second = capsys.readouterr().err.splitlines()
+    (tmp_path / "two.json").write_text(
+        json.dumps({"pieces": [{"piece": "flatten"}, {"piece": "linear", "features": 2}]})
+    )
+    for model in ("two.json", "none.json"):
+        assert main([*command[:4], str(tmp_path / model), "--out", str(tmp_path / "third")]) == 1
+    first, second, third, fourth = capsys.readouterr().err.splitlines()
+    assert "give 2 logits, and the data have 3 classes" in third
+    assert "none.json is no file; `--model` takes one of" in fourth
     assert "the piece `1`: `features` must be an integer ≥ 1" in first
     assert "`hinge` is a setting of the hinge loss, not of margin" in second

@@ -359,9 +359,22 @@ def _new_config(
     if settings["model"] in PRESETS:
         preset = _preset_config(settings, dataset)
         return config, lambda: Classifier(preset), preset
-    described = {"in_shape": list(dataset.train.images.shape[1:]), **read_json(Path(settings["model"]))}
-    described.setdefault("class_names", list(dataset.classes))
+    described = _pieces(Path(settings["model"]), dataset)
     return config, lambda: build(described), None
+
+
+def _pieces(path: Path, dataset: data.Dataset) -> dict[str, Any]:
+    """The list of pieces in a file, with shape and classes of the data. Raises RunError or ConfigError."""
+    if not path.is_file():
+        raise RunError(f"{path} is no file; `--model` takes one of {', '.join(PRESETS)}, or a FILE.json of pieces")
+    described = {"in_shape": list(dataset.train.images.shape[1:]), **read_json(path)}
+    with torch.device("meta"):
+        logits = build({**described, "class_names": []}).classes
+    if logits != len(dataset.classes):
+        raise ConfigError(
+            f"the pieces of {path} give {logits} logits, and the data have {len(dataset.classes)} classes"
+        )
+    return {"class_names": list(dataset.classes), **described}
 
 
 def _preset_config(settings: dict[str, Any], dataset: data.Dataset) -> ModelConfig:
