@@ -45,6 +45,25 @@ class Loss(ABC):
     def __init__(self, settings: Any = None) -> None:
         self.settings: Any = self.Settings() if settings is None else settings
 
+    def unsuited(self, network: Network, radius: float) -> str | None:
+        """Return why this loss cannot train a network, or None where it can.
+
+        Args:
+            network: The network.
+            radius: The radius that margins are asked for; with 0 no constants are needed.
+
+        Returns:
+            The reason, in one line; by default that a piece has no constant.
+        """
+        if not radius:
+            return None
+        try:
+            with torch.no_grad():
+                gap_estimates(network)
+        except InvalidArgument as error:
+            return str(error)
+        return None
+
     @abstractmethod
     def __call__(self, logits: Tensor, labels: Tensor, constants: Tensor, progress: Progress) -> Tensor:
         """The loss of a batch.

@@ -73,6 +73,8 @@ class Trainer:
             raise ConfigError("`model` has no weight to train: all are frozen; call requires_grad_(True) on some")
         self.on_epoch = on_epoch
         self.loss = config.make_loss()
+        if (reason := self.loss.unsuited(self.model, config.radius)) is not None:
+            raise ConfigError(f"`loss` {config.loss} cannot train this network: {reason}; leave out the radius")
         self.history: list[Epoch] = []
         self.generator = torch.Generator("cpu").manual_seed(config.seed)
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
@@ -300,4 +302,5 @@ def _share(tally: Tally, name: str) -> float:
 
 
 def _steps(tally: Tally, role: str) -> float:
-    return float(tally.sums[f"{role}_steps"] / tally.sums[f"{role}_count"])
+    """Steps per sample and solve; 0 for a network that solves nothing."""
+    return float(tally.sums[f"{role}_steps"] / tally.sums[f"{role}_count"]) if f"{role}_count" in tally.sums else 0.0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 import mondeq
@@ -102,3 +102,15 @@ def test_settings_of_a_loss_are_its_own() -> None:
         TrainingConfig(data="tiny", loss="calibrated", loss_settings={"crm_weight": 1.0})
     with pytest.raises(mondeq.ConfigError, match=r"`calibration` must be in \(0, 1\), got 1.5"):
         TrainingConfig(data="tiny", loss="calibrated", loss_settings={"calibration": 1.5})
+
+
+@every_loss
+def test_a_network_without_constants_is_refused_before_a_step(name: str, tmp_path: Path) -> None:
+    """With a radius; without one it trains."""
+    dataset = tiny_dataset()
+    model = mondeq.Network([nn.Flatten(), nn.Dropout(0.1), nn.Linear(16, 3)], (1, 4, 4))
+    config = TrainingConfig(data="tiny", epochs=1, batch_size=16, loss=name, radius=0.1)
+    with pytest.raises(mondeq.ConfigError, match=r"cannot train this network: .* the piece `1` is a Dropout"):
+        Trainer(model, dataset, config, tmp_path, torch.device("cpu"))
+    plain = TrainingConfig(data="tiny", epochs=1, batch_size=16, loss=name)
+    assert len(Trainer(model, dataset, plain, tmp_path, torch.device("cpu")).run()) == 1
