@@ -41,7 +41,7 @@ class PadChannels(Piece):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.channels = channels
+        self.channels = PadChannelsSettings(channels).channels
 
     @classmethod
     def make(cls, settings: Any, in_shape: torch.Size) -> PadChannels:

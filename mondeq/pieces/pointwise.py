@@ -75,7 +75,7 @@ class GroupSort(Piece):
 
     def __init__(self, size: int = 2) -> None:
         super().__init__()
-        self.size = size
+        self.size = GroupSortSettings(size).size
 
     def settings(self) -> GroupSortSettings:
         return GroupSortSettings(self.size)

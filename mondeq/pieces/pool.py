@@ -59,7 +59,7 @@ class AveragePool(_Averaging, Piece):
 
     def __init__(self, size: int = 2) -> None:
         super().__init__()
-        self.size = size
+        self.size = PoolSettings(size).size
 
     def settings(self) -> PoolSettings:
         return PoolSettings(self.size)

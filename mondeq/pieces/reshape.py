@@ -141,7 +141,7 @@ class Entries(Moving, Piece):
 
     def __init__(self, start: int = 0) -> None:
         super().__init__()
-        self.start = start
+        self.start = EntriesSettings(start).start
 
     @property
     def mover(self) -> nn.Module:
@@ -199,7 +199,7 @@ class Crop(Moving, Piece):
 
     def __init__(self, border: int = 1) -> None:
         super().__init__()
-        self.border = border
+        self.border = CropSettings(border).border
 
     @property
     def mover(self) -> nn.Module:

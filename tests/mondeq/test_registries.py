@@ -1,5 +1,6 @@
 """What enrols is held to the laws of its kind, by its example: settings, shapes, constants, enclosures, files."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,19 @@ def test_a_name_is_given_once() -> None:
         mondeq.PIECES.enrol("flatten")(type("Other", (), {}))
     with pytest.raises(mondeq.ConfigError, match="unknown piece 'nothing'; choose one of"):
         mondeq.PIECES["nothing"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: mondeq.AveragePool(0),
+        lambda: mondeq.Crop(0),
+        lambda: mondeq.GroupSort(1),
+        lambda: mondeq.Entries(-1),
+        lambda: mondeq.PadChannels(2.5),  # type: ignore[arg-type]
+        lambda: mondeq.Normalise(0.5, (0.5,)),  # type: ignore[arg-type]
+    ],
+)
+def test_numbers_out_of_range_are_told_in_one_line(make: Callable[[], nn.Module]) -> None:
+    with pytest.raises(mondeq.ConfigError, match=r"^`\w+` must be .*, got .*$"):
+        make()
