@@ -102,10 +102,15 @@ class GramSkewOperator(splitting.DenseOperator):
     @property
     def strong_monotonicity(self) -> float:
         """m less the rounding of the assembly; where that is a lot, what can be proved from the matrix, if better."""
-        by_construction = self.cached("by construction", self._by_construction)
+        by_construction = self.by_construction
         if by_construction > 0.99 * float(self.tensors[2].detach()):
             return by_construction
         return max(by_construction, super().strong_monotonicity)
+
+    @property
+    def by_construction(self) -> float:
+        """m less the rounding of the assembly: what is proved of A without FᵀF."""
+        return self.cached("by construction", self._by_construction)
 
     def _by_construction(self) -> float:
         F, G, m = self.tensors

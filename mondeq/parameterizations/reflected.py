@@ -21,9 +21,9 @@ from mondeq.errors import ConfigError
 from mondeq.parameterizations.base import PARAMETERIZATIONS, DenseInput, Parameterization, check_count, check_positive
 from mondeq.parameterizations.convolutional import ConvolutionalInput
 from mondeq.parameterizations.dense import GramSkewOperator
-from mondeq.parameterizations.kernels import gram_skew, promised_monotonicity
+from mondeq.parameterizations.kernels import gram_skew, promised_monotonicity, proved_monotonicity
 from mondeq.settings import POSITIVE, Settings, Whole, setting
-from splitting import verified
+from splitting import norms, verified
 
 # σ²/2m for the singular values σ of U at first. On active units the layer then shrinks by 1 − 2/(σ²/2m + 1): a stack
 # of ten keeps 0.9 of every length. Rows of U are orthogonal at first, so that this costs no conditioning.
@@ -61,6 +61,13 @@ class Reflected(Parameterization):
 
         Returns:
             The bounds, (batch,) float64.
+        """
+
+    @abstractmethod
+    def reserve(self) -> float:
+        """Return a lower bound on (⟨z, Az⟩ − ½‖Uᵀz‖²)/‖z‖² for A as it is assembled.
+
+        The operator's own strong monotonicity may be larger, where ½UUᵀ adds to it, and is no substitute.
         """
 
     def monotonicity_estimate(self) -> float:
@@ -122,9 +129,13 @@ class ReflectedDense(DenseInput, Reflected):
     def settings(self) -> ReflectedDenseSettings:
         return ReflectedDenseSettings(self.features, self.m)
 
-    def operator(self) -> splitting.DenseOperator:
+    def operator(self) -> GramSkewOperator:
         m = torch.tensor(self.m, dtype=self.U.dtype, device=self.U.device)
         return GramSkewOperator(self.U.mT * 0.5**0.5, self.G, m)
+
+    def reserve(self) -> float:
+        size = norms.frobenius(self.U.detach().double())
+        return _less_scaling(self.operator().by_construction, size, self.U.dtype)
 
     def pull(self, z: Tensor) -> Tensor:
         return z @ self.U
@@ -197,10 +208,19 @@ class ReflectedConv2d(ConvolutionalInput, Reflected):
     def settings(self) -> ReflectedConv2dSettings:
         return ReflectedConv2dSettings(self.hidden, self.kernel_size, self.m)
 
-    def operator(self) -> splitting.ConvolutionOperator:
-        # Where U puts the image is a shift, which UUᵀ does not see.
-        F = self.U.transpose(0, 1).flip(2, 3) * 0.5**0.5
+    def reserve(self) -> float:
+        m, F = self._parts()
+        # ‖·‖₂ of a symbol is at most that of the sums of moduli over taps.
+        size = norms.frobenius(self.U.detach().double().abs().sum((2, 3)))
+        return _less_scaling(proved_monotonicity(m, F, self.G), size, self.U.dtype)
+
+    def _parts(self) -> tuple[Tensor, Tensor]:
+        """m and F = Uᵀ/√2. Where U puts the image is a shift, which UUᵀ does not see."""
         m = torch.tensor(self.m, dtype=self.U.dtype, device=self.U.device)
+        return m, self.U.transpose(0, 1).flip(2, 3) * 0.5**0.5
+
+    def operator(self) -> splitting.ConvolutionOperator:
+        m, F = self._parts()
         known = promised_monotonicity(m, [F], [self.G])
         return splitting.ConvolutionOperator(gram_skew(m, F, self.G), self.size, strong_monotonicity=known)
 
@@ -216,6 +236,11 @@ class ReflectedConv2d(ConvolutionalInput, Reflected):
         size = _crop_transposed(z.double().abs(), self.U.detach().double().abs())
         vanished = terms * self.in_features * torch.finfo(self.U.dtype).tiny
         return verified.rounding_factor(terms, self.U.dtype) * verified.vector_norm(size) + vanished
+
+
+def _less_scaling(bound: float, size: float, dtype: torch.dtype) -> float:
+    """`bound` less what U/√2 has rounded: entries are right to two roundings, and so FᵀF to four of ½‖U‖²."""
+    return verified.round_down(bound - 4 * verified.rounding_factor(2, dtype) * size * size)
 
 
 def _crop_transposed(z: Tensor, kernel: Tensor) -> Tensor:

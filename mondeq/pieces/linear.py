@@ -333,4 +333,4 @@ def scaled_radius(constant: float, radius: Tensor) -> Tensor:
     Returns:
         The product, (batch,).
     """
-    return torch.where(radius > 0, constant * radius * (1 + 1e-12) + verified.UNDERFLOW, 0.0)
+    return torch.where(radius != 0, constant * radius * (1 + 1e-12) + verified.UNDERFLOW, 0.0)

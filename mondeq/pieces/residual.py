@@ -84,16 +84,15 @@ class _ResidualProof(Proof):
     def __init__(self, layer: ResidualLayer, norm: Norm, in_shape: torch.Size) -> None:
         self.state = EquilibriumProof(layer, Norm(), in_shape)
         self.linear, self.norm, self.out_shape = layer.linear, Norm(), in_shape
-        # The operator's strong monotonicity is what is left of it without ½UUᵀ: m less what assembling A rounded.
-        self.constant = norm.euclidean() if self.state.m > 0 else float("inf")
+        self.reserve = self.linear.reserve()
+        self.constant = norm.euclidean() if self.reserve > 0 else float("inf")
 
     def enclose(self, ball: Ball) -> Ball:
-        x, m = ball.centre, self.state.m
+        x = ball.centre
         solution = self.state.solve(x)
-        residual = solution.error_bound * m + self.linear.source_rounding(x.abs().flatten(1))
-        own = torch.where(residual >= 0, residual, torch.inf) * verified.round_up(
-            (2 * m) ** -0.5 if m > 0 else torch.inf
-        )
+        residual = solution.error_bound * self.state.m + self.linear.source_rounding(x.abs().flatten(1))
+        gain = verified.round_up((2 * self.reserve) ** -0.5) if self.reserve > 0 else float("inf")
+        own = torch.where(residual >= 0, residual, torch.inf) * gain
         pulled = self.linear.pull(solution.value)
         rounding = 4 * verified.rounding_factor(1) * (verified.vector_norm(x) + verified.vector_norm(pulled))
         rounding = rounding + self.linear.pull_rounding(solution.value)

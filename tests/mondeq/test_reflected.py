@@ -1,5 +1,7 @@
 """Reflected layers: y = x − Uᵀz is 1-Lipschitz for all weights, a reflection in the limit, an isometry at the start."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from torch import Tensor
 import mondeq
 import splitting
 from mondeq.bounds import Chain
+from mondeq.pieces import scaled_radius
 from mondeq.testing import check_certificate, check_lipschitz
 from tests.mondeq.zoo import log_uniform
 
@@ -152,3 +155,30 @@ def test_wrong_arguments_are_told_in_one_line() -> None:
                 "certified", image_shape=(1, 28, 28), classes=10, mean=(0.0,), std=(1.0,), hidden=(4, 4, 4)
             )
         )
+
+
+@each_kind
+def test_where_rounding_eats_m_nothing_is_proved(kind: str) -> None:
+    """½UUᵀ makes the operator monotone all the same, which is not what the constant 1 rests on."""
+    torch.manual_seed(0)
+    linear = KINDS[kind](m=1e-13)
+    with torch.no_grad():
+        linear.U.normal_(std=100)
+        linear.b.normal_()
+    assert linear.reserve() <= 0
+    model = mondeq.Network(
+        [mondeq.ResidualLayer(linear), torch.nn.Flatten(), mondeq.NormalisedLinear(linear.in_features, 3)],
+        linear.in_shape,
+    )
+    images = torch.randn(4, *linear.in_shape, dtype=torch.float64)
+    model = model.double().eval()
+    report = mondeq.certify(model, images, torch.zeros(4, dtype=torch.long))
+    assert float(report.radius.max()) == 0
+    assert not torch.isfinite(report.bounds["product"].pairs).all()
+
+
+def test_an_unknown_error_stays_unknown_through_all_that_follows() -> None:
+    unknown = torch.tensor([float("nan"), float("inf"), 0.0, 1.0], dtype=torch.float64)
+    found = scaled_radius(2.0, unknown)
+    assert math.isnan(found[0])
+    assert found[1:].tolist() == pytest.approx([float("inf"), 0.0, 2.0])
