@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,8 +38,13 @@ class LinearProof(Proof):
         self.norm, self.out_shape = Norm(), torch.Size((len(weight),))
 
     def gaps(self) -> Tensor:
-        sizes = verified.vector_norm((self.scaled[:, None] - self.scaled).flatten(0, 1))
-        return (sizes.reshape(len(self.scaled), -1) + 2 * self.error).fill_diagonal_(0)
+        return self._gaps
+
+    @cached_property
+    def _gaps(self) -> Tensor:
+        # Row by row: all differences of a thousand classes at once would not fit in memory.
+        sizes = torch.stack([verified.vector_norm(self.scaled - row) for row in self.scaled])
+        return (sizes + 2 * self.error).fill_diagonal_(0)
 
     def enclose(self, ball: Ball) -> Ball:
         value = functional.linear(ball.centre, self.weight, self.bias)
@@ -49,7 +55,7 @@ class LinearProof(Proof):
     def logits(self, ball: Ball) -> Logits:
         value = functional.linear(ball.centre, self.weight, self.bias)
         size = functional.linear(ball.centre.abs(), self.weight.abs(), self.bias.abs()).amax(1, keepdim=True)
-        return Logits(value, self.gaps(), ball.radius, 2 * self._rounding * size + 2 * self._vanished)
+        return Logits(value, self._gaps, ball.radius, 2 * self._rounding * size + 2 * self._vanished)
 
     def rows(self) -> Tensor:
         return self.weight
