@@ -161,8 +161,9 @@ def _foolbox() -> tuple[Any, Any]:
         def normalize(self, gradients: Any, *, x: Any, bounds: Any) -> Any:
             raw: Tensor = gradients.raw
             # By the largest entry first, so that no square vanishes or overflows.
-            raw = raw / raw.flatten(1).abs().amax(1).clamp_min(torch.finfo(raw.dtype).tiny)[:, None, None, None]
-            return astensor(raw / raw.flatten(1).norm(dim=1).clamp_min(0.5)[:, None, None, None])
+            size = (-1, *[1] * (raw.ndim - 1))
+            raw = raw / raw.flatten(1).abs().amax(1).clamp_min(torch.finfo(raw.dtype).tiny).view(size)
+            return astensor(raw / raw.flatten(1).norm(dim=1).clamp_min(0.5).view(size))
 
         def get_random_start(self, x0: Any, epsilon: float) -> Any:
             """Uniform in the ball, from the attack's own generator."""

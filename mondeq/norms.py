@@ -25,6 +25,7 @@ __all__ = [
     "InputNorm",
     "LInf",
     "Norm",
+    "spectral_estimate",
 ]
 
 
@@ -97,7 +98,9 @@ class Norm:
         """
         if self.root is None:
             return verified.vector_norm(x)
-        return verified.vector_norm(x.double() * self.root) * (1 + 4 * verified.unit_roundoff(torch.float64))
+        return verified.vector_norm(x.double() * self.root.to(x.device)) * (
+            1 + 4 * verified.unit_roundoff(torch.float64)
+        )
 
     def euclidean(self) -> float:
         """An upper bound on ‖x‖₂ over all x of norm 1.
@@ -134,3 +137,16 @@ class Ball:
     centre: Tensor
     radius: Tensor
     norm: Norm
+
+
+def spectral_estimate(matrix: Tensor) -> Tensor:
+    """‖M‖₂ in floating point, differentiable.
+
+    Args:
+        matrix: M.
+
+    Returns:
+        A scalar tensor.
+    """
+    gram = matrix @ matrix.mT if matrix.shape[0] <= matrix.shape[1] else matrix.mT @ matrix
+    return torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt()

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import pickle
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
 from mondeq import values
+from mondeq.registry import Registry
 from splitting import InvalidArgument, InvalidType
 
 # `compile()` puts torch's own translation of `forward` on the object.
@@ -114,6 +116,24 @@ def check_inherited(thing: object, names: Sequence[str]) -> None:
             f"`{type(thing).__name__}` derives from {inherited.__name__}, whose constants need not be its own; "
             f"give it {missing} of its own too"
         )
+
+
+def check_unfinished(thing: object, registry: Registry[Any]) -> None:
+    """Raise for a class that derives from a finished one of this package, whose methods prove things of each other.
+
+    Args:
+        thing: What is asked.
+        registry: The finished classes; what they derive from may be derived from.
+
+    Raises:
+        InvalidType: It derives from one of them.
+    """
+    for base in type(thing).__mro__[1:]:
+        if registry.name_of(base) is not None and base.__module__.startswith(_OURS):
+            raise InvalidType(
+                f"`{type(thing).__name__}` derives from {base.__name__}, whose constants need not be its own; derive "
+                f"it from {base.__mro__[1].__name__} or Parameterization"
+            )
 
 
 def check_helpers(thing: object, proof: str) -> None:

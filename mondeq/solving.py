@@ -102,6 +102,29 @@ class ActivationSettings(Settings):
         return activation
 
 
+@dataclass(frozen=True)
+class LayerSettings(SolveSettings, ActivationSettings):
+    """All that an equilibrium layer is made of beside its parameterization.
+
+    Raises:
+        ConfigError: A value breaks the rule of its field.
+    """
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of an equilibrium layer beside its parameterization.
+
+        Returns:
+            Values by name.
+        """
+        return {
+            "activation": self.make_activation(),
+            "solver": SOLVERS[self.solver](),
+            "tol": self.tol,
+            "max_steps": self.max_steps,
+            "backward_tol": self.backward_tol,
+        }
+
+
 def activation_settings(activation: splitting.Activation) -> tuple[str, tuple[float, ...]]:
     """Name and parameters of an activation, no parameters where they are its defaults.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mondeq import arguments
-from mondeq.bounds.base import BOUNDS, Bound, BoundMethod, Chain, best_pairs
+from mondeq.bounds.base import BOUNDS, Bound, BoundMethod, Chain, Method, best_pairs
 from mondeq.bounds.local import local_jacobian_bound, local_jacobian_norms
 from mondeq.bounds.matrix_inequality import MatrixInequality, OptimisedMetric
 from mondeq.bounds.product import Product
@@ -55,6 +55,7 @@ __all__ = [
     "BoundMethod",
     "Chain",
     "MatrixInequality",
+    "Method",
     "OptimisedMetric",
     "Product",
     "best_pairs",

@@ -154,10 +154,9 @@ class Chain:
         return verified.round_up(math.prod(constants) * (1 + len(constants) * 2.0**-50))
 
 
-class BoundMethod(ABC):
-    """A way to bound what a network does to changes of its inputs. One file each; it enrols in `BOUNDS`."""
+class Method:
+    """A way to prove something of networks: it says itself of which."""
 
-    @abstractmethod
     def unsuited(self, chain: Chain) -> str | None:
         """Why this method has nothing to say about a network.
 
@@ -165,8 +164,13 @@ class BoundMethod(ABC):
             chain: What is proved of the network.
 
         Returns:
-            The reason, or None where it has something to say.
+            The reason, or None where it has something to say, as by default.
         """
+        return None
+
+
+class BoundMethod(Method, ABC):
+    """A way to bound what a network does to changes of its inputs. One file each; it enrols in `BOUNDS`."""
 
     @abstractmethod
     def bound(self, chain: Chain) -> Bound:

@@ -15,9 +15,6 @@ ASSUMPTIONS = "exact equilibrium of the stored weights; inputs anywhere in pixel
 class Product(BoundMethod):
     """pairs[i, j] replaces the last constant by that of y_i − y_j: a gap is more regular than two logits."""
 
-    def unsuited(self, chain: Chain) -> None:
-        return None
-
     def bound(self, chain: Chain) -> Bound:
         *trunk, last = chain.stages
         gain = chain.constant(trunk)

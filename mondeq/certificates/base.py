@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mondeq import arguments, scrutiny
-from mondeq.bounds import Bound, Chain, lipschitz_bounds
+from mondeq.bounds import Bound, Chain, Method, lipschitz_bounds
 from mondeq.modes import proving
 from mondeq.network import Network, exact_copy
 from mondeq.pieces import Logits
@@ -87,19 +87,8 @@ class Prepared(ABC):
         """
 
 
-class Certificate(ABC):
+class Certificate(Method, ABC):
     """A way to certify predictions. One file each; it enrols in `CERTIFICATES`."""
-
-    @abstractmethod
-    def unsuited(self, chain: Chain) -> str | None:
-        """Why this method has nothing to say about a network.
-
-        Args:
-            chain: What is proved of the network.
-
-        Returns:
-            The reason, or None where it has something to say.
-        """
 
     @abstractmethod
     def prepare(self, chain: Chain, bounds: Mapping[str, Bound]) -> Prepared:

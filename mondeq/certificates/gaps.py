@@ -19,9 +19,6 @@ class Gaps(Certificate):
     Tsuzuku, Sato & Sugiyama 2018, with constants per pair.
     """
 
-    def unsuited(self, chain: Chain) -> None:
-        return None
-
     def prepare(self, chain: Chain, bounds: Mapping[str, Bound]) -> Prepared:
         return _Prepared(best_pairs(bounds, chain.owner, chain.norm).to(chain.exact.device))
 

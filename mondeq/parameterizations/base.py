@@ -17,6 +17,7 @@ from torch.nn import functional
 import splitting
 from mondeq import scrutiny
 from mondeq.errors import ConfigError
+from mondeq.norms import spectral_estimate
 from mondeq.registry import Registry
 from mondeq.settings import NoSettings
 from mondeq.settings import Settings as AnySettings
@@ -171,8 +172,7 @@ class Parameterization(nn.Module, ABC):
         basis = basis.to(next(self.parameters()))
         columns = (self.source(basis) - self.source(torch.zeros_like(basis[:1]))).flatten(1)
         metric = self.operator().metric
-        columns = columns if metric is None else columns * metric.sqrt().flatten()
-        return torch.linalg.eigvalsh(columns @ columns.mT)[-1].clamp_min(0).sqrt()
+        return spectral_estimate(columns if metric is None else columns * metric.sqrt().flatten())
 
     def monotonicity_estimate(self) -> Tensor | float:
         """What m is, differentiable in the weights where it depends on them: it steers training."""
@@ -194,14 +194,15 @@ class Parameterization(nn.Module, ABC):
     def check_contract(self) -> None:
         """Raise where this object may compute something else than it proves.
 
-        A class that mixes a source of its own with constants that others proved of theirs is refused, and an enrolled
-        one
-        whose attributes differ from those of a fresh one with its settings.
+        A class that derives from a finished one of this package, or mixes a source of its own with constants that
+        others proved of theirs, is refused, and so is an enrolled one whose attributes differ from those of a fresh
+        one with its settings.
 
         Raises:
             InvalidType: The class mixes methods.
             InvalidArgument: Attributes differ.
         """
+        scrutiny.check_unfinished(self, PARAMETERIZATIONS)
         scrutiny.check_inherited(self, ("source", "input_norm", "source_rounding"))
         if PARAMETERIZATIONS.name_of(type(self)) is not None:
             with torch.device("meta"):
@@ -285,9 +286,8 @@ class DenseInput(Parameterization):
 
     def input_norm_estimate(self, scale: Tensor) -> Tensor:
         metric = self.operator().metric
-        inputs = self.U * scale.to(self.U) if metric is None else metric.sqrt()[:, None] * self.U * scale.to(self.U)
-        gram = inputs @ inputs.mT if inputs.shape[0] <= inputs.shape[1] else inputs.mT @ inputs
-        return torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt()
+        inputs = self.U * scale.to(self.U)
+        return spectral_estimate(inputs if metric is None else metric.sqrt()[:, None] * inputs)
 
     def source_rounding(self, size: Tensor) -> Tensor:
         magnitude = size @ self.U.detach().double().abs().mT + self.b.detach().double().abs()

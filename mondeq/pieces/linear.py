@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mondeq.errors import ConfigError
-from mondeq.norms import Ball, Norm
+from mondeq.norms import Ball, Norm, spectral_estimate
 from mondeq.pieces.base import PIECES, Adapter, Logits, Piece, Proof, Unproved
 from mondeq.settings import Settings, Truth, Whole, setting
 from splitting import InvalidArgument, Torus, norms, symbols, verified
@@ -31,7 +31,7 @@ class LinearProof(Proof):
         self.weight = weight.detach()
         self.bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
         # In coordinates in which the norm of the inputs is the 2-norm.
-        self.scaled = self.weight if norm.root is None else self.weight / norm.root.flatten()
+        self.scaled = _scaled(self.weight, norm)
         # Each entry is right to a few roundings.
         self.error = 4 * verified.rounding_factor(1) * norms.frobenius(self.scaled)
         self.constant = verified.spectral_norm(self.scaled, perturbation=self.error)
@@ -123,19 +123,6 @@ class LinearPiece(Adapter):
 
     def gap_estimates(self, norm: Norm, in_shape: torch.Size) -> Tensor:
         return row_distances(_scaled(self.module.weight, norm))
-
-
-def spectral_estimate(matrix: Tensor) -> Tensor:
-    """‖M‖₂ in floating point, differentiable.
-
-    Args:
-        matrix: M.
-
-    Returns:
-        A scalar tensor.
-    """
-    gram = matrix @ matrix.mT if matrix.shape[0] <= matrix.shape[1] else matrix.mT @ matrix
-    return torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt()
 
 
 def row_distances(matrix: Tensor) -> Tensor:

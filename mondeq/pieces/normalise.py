@@ -148,6 +148,5 @@ class _NormaliseProof(Proof):
     def enclose(self, ball: Ball) -> Ball:
         mean, std = self.piece.constants(ball.centre)
         rounding = 4 * verified.rounding_factor(1) * ((ball.centre.abs() + mean.abs()) / std)
-        norm = Norm(None if self.norm.root is None else self.norm.root.to(ball.centre.device))
-        own = norm.of(rounding) + self.out_shape.numel() * 4 * verified.UNDERFLOW
-        return Ball(self.piece(ball.centre), ball.radius + own, norm)
+        own = self.norm.of(rounding) + self.out_shape.numel() * 4 * verified.UNDERFLOW
+        return Ball(self.piece(ball.centre), ball.radius + own, self.norm)

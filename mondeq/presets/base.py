@@ -14,7 +14,7 @@ from mondeq.errors import ConfigError
 from mondeq.pieces.normalise import MEANS, STDS
 from mondeq.registry import Registry
 from mondeq.settings import Rule, Settings, Several, Text, Whole, setting
-from mondeq.solving import SOLVERS, ActivationSettings, SolveSettings
+from mondeq.solving import LayerSettings
 
 # A weight of more entries than this would take exabytes.
 _MOST_ENTRIES = 2**57
@@ -71,7 +71,7 @@ class Images(Settings):
 
 
 @dataclass(frozen=True)
-class Preset(SolveSettings, ActivationSettings):
+class Preset(LayerSettings):
     """The settings of a preset, which all are options of the command line. One file each; it enrols in `PRESETS`.
 
     Attributes:
@@ -114,16 +114,6 @@ class Preset(SolveSettings, ActivationSettings):
         Returns:
             The number.
         """
-
-    def equilibrium(self) -> dict[str, Any]:
-        """What an EquilibriumLayer takes beside its parameterization, by name."""
-        return {
-            "activation": self.make_activation(),
-            "solver": SOLVERS[self.solver](),
-            "tol": self.tol,
-            "max_steps": self.max_steps,
-            "backward_tol": self.backward_tol,
-        }
 
     def check_size(self, images: Images) -> None:
         """Refuse tensors that no machine can hold, before one is asked for.

@@ -69,12 +69,12 @@ class CertifiedPreset(Preset):
                 channels = self.width
             for number in range(self.depth):
                 linear = ReflectedConv2d(channels, hidden, (height, width), self.kernel_size, self.m)
-                pieces[f"conv{level}_{number}"] = ResidualLayer(linear, **self.equilibrium())
+                pieces[f"conv{level}_{number}"] = ResidualLayer(linear, **self.options())
         pieces["flatten"] = nn.Flatten()
         entries = channels * height * width
         for number, hidden in enumerate(self.dense):
             dense = ReflectedDense(entries, hidden, self.m)
-            pieces[f"dense{number}"] = ResidualLayer(dense, **self.equilibrium())
+            pieces[f"dense{number}"] = ResidualLayer(dense, **self.options())
         pieces["head"] = NormalisedLinear(entries, images.classes)
         return pieces
 

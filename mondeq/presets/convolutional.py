@@ -68,7 +68,7 @@ class ConvPreset(_ConvolutionalPreset):
         height, width = (side // self.pool for side in linear.size)
         return {
             "normalise": Normalise(images.mean, images.std),
-            "layer": EquilibriumLayer(linear, **self.equilibrium()),
+            "layer": EquilibriumLayer(linear, **self.options()),
             "pool": AveragePool(self.pool),
             "flatten": nn.Flatten(),
             "head": nn.Linear(self.channels[0] * height * width, images.classes),
@@ -97,7 +97,7 @@ class MultiscalePreset(_ConvolutionalPreset):
         last = linear.layout.entries[-1]
         return {
             "normalise": Normalise(images.mean, images.std),
-            "layer": EquilibriumLayer(linear, **self.equilibrium()),
+            "layer": EquilibriumLayer(linear, **self.options()),
             "tier": Entries(linear.state_shape.numel() - last),
             "head": nn.Linear(last, images.classes),
         }

@@ -33,7 +33,7 @@ class DensePreset(Preset, DenseSettings):
         linear = Dense(images.pixels, self.features, self.m, learn_m=self.learn_m)
         return {
             "normalise": Normalise(images.mean, images.std),
-            "layer": EquilibriumLayer(linear, **self.equilibrium()),
+            "layer": EquilibriumLayer(linear, **self.options()),
             "head": nn.Linear(self.features, images.classes),
         }
 

@@ -39,7 +39,7 @@ class LipschitzPreset(Preset):
         linear = LipschitzDense(images.pixels, self.features, images.classes, gamma, epsilon=self.epsilon)
         return {
             "normalise": Normalise(images.mean, images.std),
-            "layer": ReadoutLayer(linear, **self.equilibrium()),
+            "layer": ReadoutLayer(linear, **self.options()),
         }
 
     def largest(self, images: Images) -> int:

@@ -219,7 +219,8 @@ def check_certificate(
     attack.check(x[None], ["nothing at all"])
     generator = torch.Generator("cpu").manual_seed(seed)
     steps = torch.randn(samples, *x.shape, generator=generator, dtype=torch.float64, device="cpu").to(exact.device)
-    directions = steps / _lengths(steps.flatten(0, 1)).reshape(samples, -1, 1, 1, 1)
+    flat = steps.flatten(0, 1)
+    directions = (flat / _columns(_lengths(flat), flat)).reshape(steps.shape)
     attack.check(attack.project(x + 2 * _columns(attack.radius, x) * directions), ["a random vector"] * samples)
     rivals = torch.arange(model.classes, device=exact.device)
     # As many rivals at once as fit.
@@ -264,9 +265,11 @@ class _Exact:
 
     chain: Chain
     search: Network
+    has_logits: bool
 
     @staticmethod
     def of(model: Network | Parameterization, activation: splitting.Activation | None) -> _Exact:
+        has_logits = isinstance(model, Network)
         if isinstance(model, Parameterization):
             check_untouched(model, "parameterization")
             layer = EquilibriumLayer(model, activation)
@@ -285,7 +288,7 @@ class _Exact:
                 raise AssertionError(
                     f"no unique equilibrium is proved: strong monotonicity is only known to be ≥ {m:.3g}"
                 )
-        return _Exact(chain, search)
+        return _Exact(chain, search, has_logits)
 
     @property
     def device(self) -> torch.device:
@@ -304,7 +307,7 @@ class _Exact:
         ball = self.chain.enclose(self.shaped(x))
         last = self.chain.stages[-1]
         out = last.enclose(ball)
-        logits = last.logits(ball) if len(last.out_shape) == 1 and len(self.chain.stages) > 1 else None
+        logits = last.logits(ball) if self.has_logits else None
         return _Seen(out.centre, out.radius, logits)
 
     def rows(self, name: str, C: Tensor, constant: float) -> _Promise:

@@ -73,6 +73,8 @@ class Trainer:
             raise ConfigError("`model` has no weight to train: all are frozen; call requires_grad_(True) on some")
         self.on_epoch = on_epoch
         self.loss = config.make_loss()
+        classes = self.model.classes
+        self._no_constants = torch.zeros(classes, classes, dtype=self.model.dtype, device=device)
         if (reason := self.loss.unsuited(self.model, config.radius)) is not None:
             raise ConfigError(f"`loss` {config.loss} cannot train this network: {reason}; leave out the radius")
         self.history: list[Epoch] = []
@@ -166,9 +168,7 @@ class Trainer:
 
     def _constants(self) -> Tensor:
         """Those of the gaps of two logits; nobody asks for them where the radius is 0."""
-        if self.config.radius:
-            return gap_estimates(self.model)
-        return torch.zeros(self.model.classes, self.model.classes, dtype=self.model.dtype, device=self.device)
+        return gap_estimates(self.model) if self.config.radius else self._no_constants
 
     @contextmanager
     def _prepared(self, monitor: Monitor) -> Iterator[None]:

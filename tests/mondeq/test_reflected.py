@@ -1,6 +1,7 @@
 """Reflected layers: y = x − Uᵀz is 1-Lipschitz for all weights, a reflection in the limit, an isometry at the start."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -182,3 +183,24 @@ def test_an_unknown_error_stays_unknown_through_all_that_follows() -> None:
     found = scaled_radius(2.0, unknown)
     assert math.isnan(found[0])
     assert found[1:].tolist() == pytest.approx([float("inf"), 0.0, 2.0])
+
+
+class Stretched(mondeq.ReflectedDense):
+    """Pulls ten times as far as its proof knows."""
+
+    def pull(self, z: Tensor) -> Tensor:
+        return 10 * super().pull(z)
+
+
+class Looser(mondeq.ReflectedDense):
+    """Leaves ½UUᵀ out."""
+
+    def operator(self) -> Any:
+        return mondeq.Dense(self.in_features, self.features).double().operator()
+
+
+@pytest.mark.parametrize("kind", [Stretched, Looser])
+def test_a_class_that_changes_what_the_proof_rests_on_is_refused(kind: type[mondeq.ReflectedDense]) -> None:
+    model = mondeq.Network([mondeq.ResidualLayer(kind(4, 3)), torch.nn.Linear(4, 2)], (4,)).double().eval()
+    with pytest.raises(splitting.InvalidType, match="derives from ReflectedDense, whose constants need not be its own"):
+        mondeq.lipschitz_bounds(model)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import mondeq
 import splitting
+from mondeq.attacks import accuracy_under_attack
 from mondeq.bounds import Chain
 from mondeq.testing import check_certificate, check_lipschitz
 
@@ -194,3 +195,17 @@ def test_radii_in_the_largest_norm_are_those_of_the_ball_around() -> None:
     euclidean, largest = (mondeq.certify(model, images, labels, norm=norm).radius for norm in ("l2", "linf"))
     torch.testing.assert_close(largest, euclidean / 6, rtol=1e-9, atol=0)
     assert bool((largest <= euclidean / 6).all())
+
+
+def test_networks_of_flat_samples_and_of_one_piece_are_held_to_their_bounds() -> None:
+    torch.manual_seed(0)
+    for pieces in ([nn.Linear(5, 3)], [mondeq.EquilibriumLayer(mondeq.Dense(5, 3))]):
+        model = mondeq.Network(pieces, (5,)).eval()
+        x = torch.rand(8, 5)
+        labels = model(x).argmax(1)
+        assert 0.2 < check_lipschitz(model, x) <= 1
+        report = mondeq.certify(model, x, labels)
+        assert check_certificate(model, x, labels, report) == int((report.radius > 0).sum()) > 0
+        pytest.importorskip("foolbox")
+        attacked = accuracy_under_attack(model, x, labels, [0.1], steps=5)
+        assert report.certified_accuracy([0.1])[0.1] <= attacked[0.1]
