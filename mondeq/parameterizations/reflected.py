@@ -165,7 +165,7 @@ class ReflectedConv2dSettings(Settings):
 
 @PARAMETERIZATIONS.enrol("reflected-conv2d")
 class ReflectedConv2d(ConvolutionalInput, Reflected):
-    """y = x − Uᵀz for images: U and G are convolutions, z lives on a torus k − 1 larger, with a border of zeros.
+    """y = x − Uᵀz for images: U and G are convolutions, z lives on a torus (k − 1)/2 larger, where it is held at zero.
 
     It is 1-Lipschitz for every U, b, G, as ReflectedDense is.
 
@@ -229,7 +229,7 @@ class ReflectedConv2d(ConvolutionalInput, Reflected):
 
     def source(self, x: Tensor) -> Tensor:
         images = self._input(x).view(-1, *self.in_shape)
-        return splitting.correlate(self._bordered(images, self.kernel_size // 2), self.U) + self.b[:, None, None]
+        return splitting.correlate(self._bordered(images, self._border), self.U) + self.b[:, None, None]
 
     def source_rounding(self, size: Tensor) -> Tensor:
         relative, vanished = splitting.correlation_rounding(self.U, self.size)
@@ -238,15 +238,34 @@ class ReflectedConv2d(ConvolutionalInput, Reflected):
         return ((relative + addition * self._moduli()) * length + addition * bias) * (1 + 1e-12) + vanished
 
     def pull(self, z: Tensor) -> Tensor:
-        return self._bordered(splitting.correlate(z, transposed(self.U)), -(self.kernel_size // 2))
+        return self._bordered(splitting.correlate(z, transposed(self.U)), -self._border)
 
     def pull_rounding(self, z: Tensor) -> Tensor:
         relative, vanished = splitting.correlation_rounding(transposed(self.U), self.size)
         return relative * verified.vector_norm(z) + vanished
 
-    def _bordered(self, images: Tensor, border: int) -> Tensor:
-        """Images with a border of zeros added, or taken away where it is negative; the batch last in memory."""
-        return functional.pad(images.permute(2, 3, 1, 0), (0, 0, 0, 0, *[border] * 4)).permute(3, 2, 0, 1)
+    @property
+    def _border(self) -> int:
+        """How much longer the sides of the torus are: what a tap reaches, so that none leads around it."""
+        return self.kernel_size // 2
+
+    def _torus_side(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size[0] + self._border, size[1] + self._border
+
+    @property
+    def inside(self) -> Tensor:
+        return _corner(self.image_size, self._border, self.U.device)
+
+    @staticmethod
+    def _bordered(images: Tensor, border: int) -> Tensor:
+        """Images with zeros at their far sides, or what is there taken away; the batch last in memory."""
+        return functional.pad(images.permute(2, 3, 1, 0), (0, 0, 0, 0, 0, border, 0, border)).permute(3, 2, 0, 1)
+
+
+@splitting.constant
+def _corner(size: tuple[int, int], border: int, device: torch.device) -> Tensor:
+    """Boolean (height, width): true but on the far sides of a torus."""
+    return functional.pad(torch.ones(size, dtype=torch.bool, device=device), (0, border, 0, border))
 
 
 def _less_scaling(bound: float, size: float, dtype: torch.dtype) -> float:

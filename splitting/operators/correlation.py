@@ -94,14 +94,15 @@ class _Correlation(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
         kernel, field = ctx.saved_tensors
         of_kernel, of_field = ctx.needs_input_grad
-        kernel_gradient = field_gradient = None
-        if of_kernel:
-            torus = Torus(*field.shape[:2])
-            with full_precision(field.device):
-                correlation = torus.correlate(torus.analyse(g), torus.analyse(field))
-                kernel_gradient = torus.kernel_gradient(correlation, kernel.shape)
-        if of_field:
-            field_gradient = _Correlation.apply(kernel.transpose(0, 1).flip(2, 3), g)  # type: ignore[no-untyped-call]
+        torus, kernel_gradient, field_gradient = Torus(*field.shape[:2]), None, None
+        with full_precision(field.device):
+            spectrum = torus.analyse(g)  # once for both
+            if of_kernel:
+                symbol_gradient = torus.correlate(spectrum, torus.analyse(field))
+                kernel_gradient = torus.kernel_gradient(symbol_gradient, kernel.shape)
+            if of_field:
+                adjoint = stacked(torus.symbol(kernel)).mT
+                field_gradient = torus.synthesise(product(adjoint, spectrum))
         return kernel_gradient, field_gradient
 
     @staticmethod
