@@ -200,7 +200,7 @@ def test_programs_say_how_they_are_called(module: str) -> None:
 def test_examples_of_help_parse() -> None:
     """The example that every subcommand of `mondeq` ends its help with."""
     parser = parser_of("mondeq")
-    assert {"train", "certify", "bound", "info", "import-checkpoint"} <= subcommands(parser).keys()
+    assert {"train", "certify", "bound", "report", "info", "import-checkpoint"} <= subcommands(parser).keys()
     for name, command in {"": parser, **subcommands(parser)}.items():
         examples = re.findall(r"(?<=example: )mondeq .+", command.epilog or "")
         assert examples, f"no example for {name}"

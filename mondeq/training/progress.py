@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import splitting
 from mondeq import distributed
-from mondeq.files import write_text
+from mondeq.errors import RunError
+from mondeq.files import check_regular, write_text
 
 
 @dataclass(frozen=True)
@@ -112,3 +116,29 @@ def write_history(path: Path, history: list[Epoch]) -> None:
     writer.writeheader()
     writer.writerows(asdict(row) for row in history)
     write_text(path, text.getvalue())
+
+
+def read_history(path: Path) -> list[Epoch]:
+    """The rows of history.csv.
+
+    Args:
+        path: The file, which need not exist.
+
+    Returns:
+        The rows; none where there is no file.
+
+    Raises:
+        RunError: It is another file.
+    """
+    if not path.exists():
+        return []
+    check_regular(path)
+    kinds: dict[str, Callable[[str], Any]] = {f.name: int if f.name == "epoch" else float for f in fields(Epoch)}
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+        history = [Epoch(**{name: kind(row[name]) for name, kind in kinds.items()}) for row in rows]
+        if not all(math.isfinite(value) for row in history for value in asdict(row).values()):
+            raise ValueError("numbers that are not finite")
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise RunError(f"{path} is no history of training ({error}); remove it, or train again") from None
+    return history

@@ -1,0 +1,208 @@
+"""`mondeq report`: a run as one page of HTML, with nothing outside the file."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mondeq
+from mondeq import data, distributed, values
+from mondeq.attacks import accuracy_under_attack
+from mondeq.bounds import lipschitz_bounds
+from mondeq.certificates import Certifier, Report
+from mondeq.cli.evaluation import DEFAULT_RADII, add_data_dir, add_device, certify_split, count, run_data
+from mondeq.cli.output import check_writable, show
+from mondeq.errors import ConfigError, RunError
+from mondeq.files import read_json, write_text
+from mondeq.network import Network, detached_copy
+from mondeq.report import Contents, Picture, compose, is_of_run
+from mondeq.runs import CONFIG, load
+from mondeq.training.progress import read_history
+
+# Images to attack, images whose slopes are measured, and pictures of each kind.
+_ATTACKED, _MEASURED, _PICTURES = 500, 500, 8
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `mondeq report` to the command line.
+
+    Args:
+        commands: The subcommands.
+    """
+    parser = commands.add_parser(
+        "report",
+        help="a run as one page of HTML",
+        description="Write a report on a run as one HTML file that needs no other: certified accuracy, classes, "
+        "bounds, the strongest and the weakest certified images, course of training, recipe, versions. The test set is "
+        "certified for it. Runs under torchrun, images shared.",
+        epilog="example: mondeq report runs/mnist --attack",
+    )
+    parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder of `mondeq train`")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: RUN/report.html)")
+    parser.add_argument(
+        "--attack", action="store_true", help=f"also attack the first {_ATTACKED} images (needs foolbox)"
+    )
+    parser.add_argument("--limit", type=count(1), metavar="N", help="use only the first N test images")
+    add_data_dir(parser)
+    add_device(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run `mondeq report`.
+
+    Args:
+        options: What was typed.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        MondeqError: Why it failed.
+        SplittingError: Why it failed.
+    """
+    with distributed.session(options.device) as device:
+        out = options.out or options.folder / "report.html"
+        check_writable(out)
+        _check_free(out, options.folder)
+        if options.attack:
+            _deep_fool()
+        model = load(options.folder, device=device)
+        dataset = run_data(options.folder, options.data_dir, model)
+        split = data.Split(dataset.test.images[: options.limit], dataset.test.labels[: options.limit])
+        bounds = lipschitz_bounds(model, _pixels(split, slice(_MEASURED), device))
+        report = certify_split(Certifier(model, bounds=bounds), split)
+        if distributed.is_main():
+            write_text(out, compose(_contents(options, model, dataset.classes, split, report)))
+        show(f"report: {out}")
+    return 0
+
+
+def _check_free(out: Path, folder: Path) -> None:
+    """Raise RunError where there is anything but a report of the same run."""
+    if out.exists() and not is_of_run(out, _identity(folder)):
+        raise RunError(f"{out} exists and is no report of this run; choose another --out")
+
+
+def _identity(folder: Path) -> str:
+    """What tells a run from others: its settings, of which nothing changes while it is trained."""
+    return hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()[:32]
+
+
+def _contents(
+    options: argparse.Namespace, model: Network, classes: Sequence[str], split: data.Split, report: Report
+) -> Contents:
+    config = read_json(options.folder / CONFIG)
+    order = (report.correct & (report.radius > 0)).nonzero()[:, 0]
+    order = order[report.radius[order].argsort(descending=True, stable=True)]
+    shown = {"strongest": order[:_PICTURES], "weakest": order.flip(0)[:_PICTURES]}
+    pictures = {
+        name: _pictures(model, classes, split, report, chosen, options.attack) for name, chosen in shown.items()
+    }
+    radii = _radii(config)
+    return Contents(
+        title=options.folder.resolve().name or "report",
+        run=_identity(options.folder),
+        facts=_facts(options.folder, config, model, report),
+        config=config,
+        classes=classes,
+        report=report,
+        labels=split.labels,
+        radii=radii,
+        bounds=report.bounds,
+        history=read_history(options.folder / "history.csv"),
+        attacked=_attacked(model, split, report, radii) if options.attack else None,
+        attacked_count=min(_ATTACKED, len(split)),
+        **pictures,
+    )
+
+
+def _radii(config: dict[str, Any]) -> list[float]:
+    """Those of the tables: the usual ones, and the one that was trained for."""
+    training = config.get("training")
+    own = values.real(training.get("radius")) if isinstance(training, dict) else None
+    return sorted({*DEFAULT_RADII, *([own] if own and 0 < own < float("inf") else [])})
+
+
+def _facts(folder: Path, config: dict[str, Any], model: Network, report: Report) -> dict[str, str]:
+    training, metrics = config.get("training"), folder / "metrics.json"
+    figures = read_json(metrics) if metrics.is_file() else {}
+    machine = figures.get("machine")
+    seconds = values.real(figures.get("train_seconds"))
+    certificates = {name: int((report.method[report.radius > 0] == k).sum()) for k, name in enumerate(report.methods)}
+    facts = {
+        "date of this report": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "seed": training.get("seed") if isinstance(training, dict) else None,
+        "weights": f"{sum(p.numel() for p in model.parameters()):,}",
+        "mondeq, of the run": config.get("version"),
+        "mondeq, of this report": mondeq.__version__,
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+        "trained on": ", ".join(f"{k} {v}" for k, v in machine.items()) if isinstance(machine, dict) else None,
+        "trained for": None if seconds is None else f"{seconds:.0f} s",
+        "radii by": ", ".join(f"{name}: {number}" for name, number in certificates.items()),
+        "largest error of a solve": f"{float(report.error_bound.max()):.2e}",
+    }
+    return {name: str(value) for name, value in facts.items() if value is not None}
+
+
+def _pixels(split: data.Split, chosen: slice | Tensor, device: torch.device) -> Tensor:
+    return split.images[chosen].to(device).float() / 255
+
+
+def _attacked(model: Network, split: data.Split, report: Report, radii: Sequence[float]) -> dict[float, float]:
+    """Accuracy under attack of the first images by radius."""
+    images, labels = _pixels(split, slice(_ATTACKED), model.device), split.labels[:_ATTACKED].to(model.device)
+    found = accuracy_under_attack(model, images, labels, radii)
+    return {0.0: float(report.correct[:_ATTACKED].double().mean()), **found}
+
+
+def _pictures(
+    model: Network, classes: Sequence[str], split: data.Split, report: Report, chosen: Tensor, attack: bool
+) -> list[Picture]:
+    images = _pixels(split, chosen, model.device)
+    names = [classes[int(label)] for label in split.labels[chosen]]
+    radii = report.radius[chosen].tolist()
+    if not attack or not len(images):
+        return [Picture(*each) for each in zip(images, names, radii, strict=True)]
+    found, given = _nearest(model, images, split.labels[chosen].to(model.device))
+    distances = (found.double() - images.double()).flatten(1).norm(dim=1).tolist()
+    return [
+        Picture(image, name, radius, *((other, classes[number], distance) if classes[number] != name else ()))
+        for image, name, radius, other, number, distance in zip(
+            images, names, radii, found, given.tolist(), distances, strict=True
+        )
+    ]
+
+
+def _nearest(model: Network, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest images that an attack finds with other predictions, and these; where it finds none, whatever it has.
+
+    Source: DeepFool of Moosavi-Dezfooli, Fawzi & Frossard 2016, arXiv 1511.04599, as Foolbox has it.
+    """
+    attack, target = _deep_fool()
+    victim = detached_copy(model)
+    with torch.enable_grad():
+        _, found, _ = attack(steps=100)(
+            target(victim, bounds=(0, 1), device=victim.device), images, labels, epsilons=None
+        )
+    with torch.no_grad():
+        return found, victim(found).argmax(1)
+
+
+def _deep_fool() -> tuple[Any, Any]:
+    """The attack, and what wraps a model for it. Raises ConfigError where Foolbox is missing."""
+    try:
+        from foolbox.attacks.deepfool import L2DeepFoolAttack
+        from foolbox.models.pytorch import PyTorchModel
+    except ImportError:
+        raise ConfigError('`--attack` needs the foolbox package: pip install "mondeq[attack]"') from None
+    return L2DeepFoolAttack, PyTorchModel
