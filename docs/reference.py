@@ -41,6 +41,7 @@ PAGES = {
     "mondeq/presets": ("Presets", ["mondeq.presets"]),
     "mondeq/parameterizations": ("Parameterizations", ["mondeq.parameterizations"]),
     "mondeq/certificates": ("Bounds and certificates", ["mondeq.bounds", "mondeq.certificates", "mondeq.attacks"]),
+    "mondeq/weights": ("Moved and quantised weights", ["mondeq.weights", "mondeq.quantisation"]),
     "mondeq/training": ("Training and losses", ["mondeq.training", "mondeq.losses"]),
     "mondeq/registries": ("Registries and settings", ["mondeq.registry", "mondeq.settings", "mondeq.solving"]),
     "mondeq/data": ("Data", ["mondeq.data"]),

@@ -36,10 +36,20 @@ from mondeq.pieces import (
     ResidualLayer,
 )
 from mondeq.presets import PRESETS, Classifier, ModelConfig
+from mondeq.quantisation import quantised
 from mondeq.registry import Registry
-from mondeq.runs import load, save
+from mondeq.runs import load, save, save_quantised
 from mondeq.settings import Settings, setting
 from mondeq.solving import ACTIVATIONS, SOLVERS
+from mondeq.weights import (
+    Comparison,
+    GeneralisationBound,
+    Movement,
+    Survival,
+    generalisation_bound,
+    movement,
+    state_movement,
+)
 
 __version__ = "0.1.0"
 
@@ -61,6 +71,7 @@ __all__ = [
     "Certificate",
     "Certifier",
     "Classifier",
+    "Comparison",
     "ConfigError",
     "Conv2d",
     "Crop",
@@ -71,11 +82,13 @@ __all__ = [
     "Entries",
     "Equilibrium",
     "EquilibriumLayer",
+    "GeneralisationBound",
     "GroupSort",
     "LipschitzDense",
     "Loss",
     "ModelConfig",
     "MondeqError",
+    "Movement",
     "MultiscaleConv2d",
     "Network",
     "Norm",
@@ -93,12 +106,18 @@ __all__ = [
     "ResidualLayer",
     "RunError",
     "Settings",
+    "Survival",
     "TrainingError",
     "certify",
+    "generalisation_bound",
     "lipschitz_bounds",
     "load",
     "load_original_checkpoint",
     "local_jacobian_norms",
+    "movement",
+    "quantised",
     "save",
+    "save_quantised",
     "setting",
+    "state_movement",
 ]

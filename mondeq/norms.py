@@ -110,6 +110,20 @@ class Norm:
         """
         return 1.0 if self.root is None else verified.round_up(1 / float(self.root.amin()))
 
+    def stretch(self, other: Norm) -> float:
+        """An upper bound on the norm of x in this norm over all x of norm 1 in another.
+
+        Args:
+            other: The other norm, of the same samples.
+
+        Returns:
+            max ρ/ρ′, rounded upwards.
+        """
+        if self.root is None:
+            return other.euclidean()
+        ratio = self.root if other.root is None else self.root / other.root
+        return verified.round_up(float(ratio.amax()))
+
     def of_inputs(self, shape: Sequence[int]) -> Tensor | None:
         """1/ρ of every entry of a sample.
 
@@ -137,6 +151,18 @@ class Ball:
     centre: Tensor
     radius: Tensor
     norm: Norm
+
+    def around(self, centre: Tensor) -> Ball:
+        """A ball around other centres that contains this one.
+
+        Args:
+            centre: The other centres, (batch, …) float64.
+
+        Returns:
+            The ball, in the same norm.
+        """
+        distance = self.norm.of(self.centre - centre) * (1 + 4 * verified.unit_roundoff(torch.float64))
+        return Ball(centre, (self.radius + distance) * (1 + 4 * verified.unit_roundoff(torch.float64)), self.norm)
 
 
 def spectral_estimate(matrix: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from mondeq.files import (
 from mondeq.formats import FORMAT, describe
 from mondeq.formats import read as read_network
 from mondeq.network import Network
+from mondeq.quantisation import packed, unpacked
 from splitting import SplittingError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -49,9 +50,35 @@ def save(model: Network, folder: str | Path, **extra: Any) -> None:
     """
     folder = Path(folder)
     described, tensors = _contents(model, folder)
-    text = config_text(described, **extra)
+    _write(folder, config_text(described, **extra), tensors)
+
+
+def save_quantised(model: Network, folder: str | Path, bits: int, **extra: Any) -> None:
+    """Write a network as `save` does, its matrices and kernels as whole numbers of so many bits with their scales.
+
+    `load` gives the network `mondeq.quantised(model, bits)` back, to the last digit.
+
+    Args:
+        model: A network of pieces that files know.
+        folder: Where to; it is made if absent.
+        bits: 2 … 16.
+        **extra: Further JSON entries of config.json, which also says `quantisation`.
+
+    Raises:
+        RunError: As `save` raises it.
+        InvalidArgument: `bits` is out of range.
+    """
+    folder = Path(folder)
+    described, _ = _contents(model, folder)
+    tensors = packed(model, bits)
+    _write(
+        folder, config_text(described, **extra, quantisation={"bits": bits, "scales": "per output channel"}), tensors
+    )
+
+
+def _write(folder: Path, config: str, tensors: dict[str, Tensor]) -> None:
     with sole_writer(folder):
-        replace_files({folder / CONFIG: text_writer(text), folder / WEIGHTS: _tensor_writer(tensors)})
+        replace_files({folder / CONFIG: text_writer(config), folder / WEIGHTS: _tensor_writer(tensors)})
 
 
 def config_text(described: dict[str, Any], /, **extra: Any) -> str:
@@ -133,7 +160,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> Network:
     if not folder.is_dir():
         raise RunError(f"{folder} is not a folder; give the run folder that `mondeq train --out` wrote")
     config = read_json(folder / CONFIG)
-    tensors = read_tensors(folder / WEIGHTS)
+    tensors = unpacked(read_tensors(folder / WEIGHTS), folder / WEIGHTS)
     try:
         expected = _expected(config, tensors)
         check_tensors(tensors, expected, folder / WEIGHTS)

@@ -20,8 +20,6 @@ from splitting.operators import (
     Operator,
     Resolvent,
     Torus,
-    correlate,
-    correlation_rounding,
     symbols,
 )
 from splitting.problems import FixedPoint, Inclusion, Problem
@@ -113,8 +111,6 @@ __all__ = [
     "check_resolvent",
     "constant",
     "contraction_factor",
-    "correlate",
-    "correlation_rounding",
     "equilibrium",
     "error_bound",
     "full_precision",

@@ -115,6 +115,11 @@ class Chain:
                 within = stages[-1].norm
         return Chain(exact, norm, kind.euclidean(exact.in_shape), stages, scrutiny.fingerprint(exact))
 
+    @property
+    def at_once(self) -> int:
+        """How many images are solved for at a time, in float64 and with the memory of acceleration: about 2 GiB."""
+        return min(max(_ENTRIES_AT_ONCE // self.exact.largest, 1), 500)
+
     def enclose(self, images: Tensor) -> Ball:
         """What provably contains the exact input of the last stage.
 
@@ -152,6 +157,9 @@ class Chain:
         if all(constant == 1 for constant in constants):
             return 1.0
         return verified.round_up(math.prod(constants) * (1 + len(constants) * 2.0**-50))
+
+
+_ENTRIES_AT_ONCE = 2**24
 
 
 class Method:

@@ -139,8 +139,6 @@ class Certifier:
                 if kind.unsuited(self.chain) is None
             }
         self.bounds, self.methods = dict(given), tuple(self._prepared)
-        # What is solved for at a time, in float64 and with the memory of Anderson acceleration: about 2 GiB.
-        self.most = min(max(_ENTRIES_AT_ONCE // self.chain.exact.largest, 1), 500)
 
     def check_owner(self, model: Network) -> None:
         """Raise unless this was prepared for the weights that a network has now.
@@ -172,7 +170,7 @@ class Certifier:
         """
         exact = self.chain.exact
         _check(exact, images, labels)
-        batch_size = self.most if batch_size is None else arguments.count("batch_size", batch_size)
+        batch_size = self.chain.at_once if batch_size is None else arguments.count("batch_size", batch_size)
         with proving(exact.device):
             parts = [self._radii(chunk.double()) for chunk in images.split(batch_size)]
             radius, method, prediction, error = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -188,10 +186,6 @@ class Certifier:
         radii = torch.stack(found).nan_to_num(nan=0.0, posinf=torch.inf).clamp_min(0)
         best, method = radii.max(0)
         return best, method, logits.value.argmax(1), ball.radius
-
-
-# State entries at a time.
-_ENTRIES_AT_ONCE = 2**24
 
 
 def certify(

@@ -1,4 +1,4 @@
-"""The command line: `mondeq train | certify | bound | report | info | import-checkpoint`.
+"""The command line: `mondeq train | certify | bound | quantise | report | info | import-checkpoint`.
 
 Exit code 0: done; 1: a failure that one line explains; 2: wrong usage; 130: interrupted. Whoever reads a foreign file
 turns its failures into a MondeqError, so what else arrives here is a fault of this package. It is told as such, in one
@@ -24,7 +24,7 @@ import torch
 
 import mondeq
 from mondeq import distributed
-from mondeq.cli import bound, certify, import_checkpoint, info, report, train
+from mondeq.cli import bound, certify, import_checkpoint, info, quantise, report, train
 from mondeq.cli.output import complain, flush, show, tolerant_streams
 from mondeq.errors import ConfigError, MondeqError, showable
 from splitting import SplittingError
@@ -77,7 +77,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"mondeq {mondeq.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (train, certify, bound, report, info, import_checkpoint):
+    for module in (train, certify, bound, quantise, report, info, import_checkpoint):
         module.add_parser(commands)
     parser.add_argument(
         "--import", metavar="MODULE", help="import a module or FILE.py first, so that what it enrols has a name"

@@ -9,10 +9,10 @@ from mondeq import distributed, plots
 from mondeq.attacks import accuracy_under_attack
 from mondeq.certificates import Certifier
 from mondeq.cli.evaluation import (
-    DEFAULT_RADII,
     add_data_dir,
     add_device,
     add_norm,
+    add_radii,
     bounds_table,
     certify_split,
     count,
@@ -23,7 +23,6 @@ from mondeq.cli.evaluation import (
 from mondeq.cli.output import add_json, check_writable, percent, save_json, show
 from mondeq.errors import ConfigError
 from mondeq.runs import load
-from mondeq.settings import number
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,10 +39,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog="example: mondeq certify runs/mnist --radii 0.1 0.2 36/255 --attack",
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder of `mondeq train`")
-    parser.add_argument(
-        "--radii", type=_radius, nargs="+", default=list(DEFAULT_RADII), metavar="R",
-        help=f"radii in pixels of [0, 1], fractions allowed (default: {' '.join(map(str, DEFAULT_RADII))})",
-    )  # fmt: skip
+    add_radii(parser)
     parser.add_argument(
         "--attack", action="store_true", help="also measure accuracy under an ℓ2 PGD attack (needs foolbox)"
     )
@@ -97,10 +93,3 @@ def run(options: argparse.Namespace) -> int:
             note = f"\n({figures['attacked_samples']} images attacked; {blind} of the attack's gradients were 0)"
         show(f"{report_table(report, options.radii, attacked)}{note}\n\n{bounds_table(report.bounds)}")
     return 0
-
-
-def _radius(text: str) -> float:
-    value = number(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a radius; give numbers ≥ 0 such as 0.5 or 36/255")
-    return value

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mondeq import data, distributed
 from mondeq.bounds import Bound
@@ -19,11 +20,13 @@ from mondeq.cli.output import percent, table
 from mondeq.errors import ConfigError
 from mondeq.network import Network
 from mondeq.norms import NORMS
+from mondeq.settings import number
 
 DEFAULT_RADII = (0.1, 0.2, 0.5, 1.0, 1.58)
 
 # Images held as floats at a time; a multiple of what `certify` solves at once.
 _CHUNK = 2000
+_REAL = torch.float64
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -64,27 +67,25 @@ def count(least: int) -> Callable[[str], int]:
     return parse
 
 
-def load_data(name: str, data_dir: Path | None, extra: str | None = None) -> data.Dataset:
+def load_data(name: str, data_dir: Path | None) -> data.Dataset:
     """The data set; where there are several processes, the first downloads and decodes while the others wait.
 
     Args:
         name: Of the data set.
         data_dir: Where its files are or go; None for the usual places.
-        extra: The folder of further training images, None for none.
 
     Returns:
         The data set.
 
     Raises:
         ConfigError: There is none of that name.
-        DataError: Its files are missing or damaged, or further images do not fit.
+        DataError: Its files are missing or damaged.
     """
     if not distributed.is_main():
         distributed.wait()
+        return data.load(name, data_dir)
     dataset = data.load(name, data_dir)
-    dataset = dataset if extra is None else data.with_extra(dataset, extra)
-    if distributed.is_main():
-        distributed.wait()
+    distributed.wait()
     return dataset
 
 
@@ -95,6 +96,25 @@ def add_norm(parser: argparse.ArgumentParser) -> None:
         parser: That of a subcommand.
     """
     parser.add_argument("--norm", choices=tuple(NORMS), default="l2", help="of changes of the image (default l2)")
+
+
+def add_radii(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--radii`.
+
+    Args:
+        parser: That of a subcommand.
+    """
+    parser.add_argument(
+        "--radii", type=_radius, nargs="+", default=list(DEFAULT_RADII), metavar="R",
+        help=f"radii in pixels of [0, 1], fractions allowed (default: {' '.join(map(str, DEFAULT_RADII))})",
+    )  # fmt: skip
+
+
+def _radius(text: str) -> float:
+    value = number(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a radius; give numbers ≥ 0 such as 0.5 or 36/255")
+    return value
 
 
 def run_data(run: Path, data_dir: Path | None, model: Network) -> data.Dataset:
@@ -140,10 +160,10 @@ def check_fits(model: Network, dataset: data.Dataset) -> None:
     if not trained:
         text = "the run does not say the names of its classes: that the data still has the same cannot be checked"
         warnings.warn(text, UserWarning, stacklevel=2)
-    for number, (then, now) in enumerate(zip(trained, found, strict=False)):
+    for place, (then, now) in enumerate(zip(trained, found, strict=False)):
         if then != now:
             raise ConfigError(
-                f"class {number} was {then!r} when the run was trained and is {now!r} in the data; give the data as it "
+                f"class {place} was {then!r} when the run was trained and is {now!r} in the data; give the data as it "
                 "was, or train again"
             )
 
@@ -163,19 +183,45 @@ def certify_split(certifier: Certifier, split: data.Split, limit: int | None = N
         InvalidType: Images or labels are no such tensors.
         InvalidArgument: Images have the wrong shape, or labels are out of range.
     """
+    kinds = {
+        "radius": _REAL,
+        "correct": torch.bool,
+        "prediction": torch.int64,
+        "error_bound": _REAL,
+        "method": torch.int64,
+    }
+    columns = shared_columns(certifier.certify, kinds, split, certifier.chain.exact.device, limit)
+    return Report(**columns, bounds=certifier.bounds, norm=certifier.chain.norm, methods=certifier.methods)
+
+
+def shared_columns(
+    compute: Callable[[Tensor, Tensor], Any],
+    kinds: dict[str, torch.dtype],
+    split: data.Split,
+    device: torch.device,
+    limit: int | None = None,
+) -> dict[str, Tensor]:
+    """What is computed of every image of a split, each process taking a share.
+
+    Args:
+        compute: Images and labels ↦ an object with a tensor, one entry per image, for each name in `kinds`.
+        kinds: The dtypes of the columns by name.
+        split: Images and labels.
+        device: Where `compute` wants them.
+        limit: How many images of the split; None for all.
+
+    Returns:
+        The columns of all images by name, in every process.
+    """
     if limit is not None:
         split = data.Split(split.images[:limit], split.labels[:limit])
-    device = certifier.chain.exact.device
     share = data.batches(split, _CHUNK, device=device, rank=distributed.rank(), world_size=distributed.world_size())
-    parts = [certifier.certify(images, labels) for images, labels in share]
+    parts = [compute(images, labels) for images, labels in share]
     empty = torch.zeros(0, dtype=torch.float64, device="cpu")
-    columns = {
-        name: distributed.gather(torch.cat([getattr(p, name).cpu() for p in parts]) if parts else empty)
-        for name in ("radius", "correct", "prediction", "error_bound", "method")
+    return {
+        name: distributed.gather(torch.cat([getattr(part, name).cpu() for part in parts]) if parts else empty).to(kind)
+        for name, kind in kinds.items()
     }
-    kinds = {"correct": torch.bool, "prediction": torch.int64, "method": torch.int64}
-    typed = {name: column.to(kinds.get(name, torch.float64)) for name, column in columns.items()}
-    return Report(**typed, bounds=certifier.bounds, norm=certifier.chain.norm, methods=certifier.methods)
 
 
 def report_table(report: Report, radii: Sequence[float], attacked: dict[float, float] | None = None) -> str:
@@ -231,7 +277,7 @@ def report_json(report: Report, radii: Sequence[float]) -> dict[str, Any]:
         "lipschitz": {name: {"value": b.value, "kind": b.kind} for name, b in report.bounds.items()},
         "norm": report.norm,
         "certificates": {
-            name: int((report.method[report.radius > 0] == number).sum()) for number, name in enumerate(report.methods)
+            name: int((report.method[report.radius > 0] == place).sum()) for place, name in enumerate(report.methods)
         },
         "largest_solver_error_bound": float(report.error_bound.max()) if len(report.error_bound) else 0.0,
         "samples": len(report.radius),

@@ -1,6 +1,14 @@
 """Free weights in, strongly monotone operators out."""
 
-from mondeq.parameterizations.base import PARAMETERIZATIONS, DenseInput, Parameterization, Readable, StronglyMonotone
+from mondeq.parameterizations.base import (
+    PARAMETERIZATIONS,
+    DenseInput,
+    Noise,
+    Parameterization,
+    Readable,
+    StronglyMonotone,
+    normal_norm,
+)
 from mondeq.parameterizations.convolutional import Conv2d, MultiscaleConv2d
 from mondeq.parameterizations.dense import Dense
 from mondeq.parameterizations.lipschitz_dense import LipschitzDense
@@ -13,10 +21,12 @@ __all__ = [
     "DenseInput",
     "LipschitzDense",
     "MultiscaleConv2d",
+    "Noise",
     "Parameterization",
     "Readable",
     "Reflected",
     "ReflectedConv2d",
     "ReflectedDense",
     "StronglyMonotone",
+    "normal_norm",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
@@ -22,6 +23,41 @@ from mondeq.registry import Registry
 from mondeq.settings import NoSettings
 from mondeq.settings import Settings as AnySettings
 from splitting import InvalidArgument, InvalidType, norms, verified
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What independent normal noise of every weight does to W, U and b, but for a few rare draws.
+
+    Args:
+        operator: A bound on ‖ΔW‖₂.
+        inputs: A bound on ‖ΔU‖₂.
+        bias: A bound on ‖Δb‖₂.
+        strong_monotonicity: What is left of m.
+        bounds: How many events were assumed, each of which fails with probability exp(−deviation²/2) at most.
+    """
+
+    operator: float
+    inputs: float
+    bias: float
+    strong_monotonicity: float
+    bounds: int
+
+
+def normal_norm(scale: float, deviation: float, *sides: int) -> float:
+    """‖X‖₂ of a matrix or vector of independent N(0, scale²) entries, but with probability exp(−deviation²/2).
+
+    E‖X‖₂ ≤ scale (√rows + √columns) (Gordon), and Gaussian concentration.
+
+    Args:
+        scale: The standard deviation.
+        deviation: How unlikely the exception is.
+        *sides: Rows and columns; of a vector, its entries.
+
+    Returns:
+        The bound.
+    """
+    return scale * (sum(math.sqrt(side) for side in sides) + deviation) * (1 + 1e-12)
 
 
 class Parameterization(nn.Module, ABC):
@@ -188,6 +224,18 @@ class Parameterization(nn.Module, ABC):
 
         Returns:
             (n, n) and (n, in_features); None where they are no matrices.
+        """
+        return None
+
+    def noise(self, scale: float, deviation: float) -> Noise | None:
+        """What noise N(0, scale²) of every weight does, in the Euclidean norm.
+
+        Args:
+            scale: The standard deviation.
+            deviation: How unlikely an exception is: each bound may fail with probability exp(−deviation²/2).
+
+        Returns:
+            The bounds; None where nobody has said.
         """
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import splitting
-from mondeq.parameterizations.base import PARAMETERIZATIONS, DenseInput, StronglyMonotone
+from mondeq.parameterizations.base import PARAMETERIZATIONS, DenseInput, Noise, StronglyMonotone, normal_norm
 from mondeq.settings import POSITIVE, Settings, Truth, Whole, setting
 from splitting import full_precision, is_recorded, norms, verified
 
@@ -70,6 +71,15 @@ class Dense(DenseInput, StronglyMonotone):
 
     def operator_weights(self) -> list[Tensor]:
         return [weight for weight in (self.F, self.G, self.log_m) if weight is not None]
+
+    def noise(self, scale: float, deviation: float) -> Noise:
+        n, m = self.features, float(self.m.detach())
+        F, U, b = (normal_norm(scale, deviation, *sides) for sides in ((n, n), (n, self.in_features), (n,)))
+        size = verified.spectral_norm(self.F)
+        # ΔA = FᵀΔF + ΔFᵀF + ΔFᵀΔF + ΔG − ΔGᵀ, and m times a power of e where it is learned.
+        growth = 0.0 if self.log_m is None else scale * deviation
+        operator = 2 * size * F + F * F + 2 * F + m * (math.expm1(growth) if growth < 700 else math.inf)
+        return Noise(operator * (1 + 1e-12), U, b, m * math.exp(-growth) * (1 - 1e-12), 4 + (self.log_m is not None))
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, features={self.features}, m={float(self.m.detach()):.4g}"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mondeq.norms import Ball, Norm
+from mondeq.parameterizations import Noise
 from mondeq.registry import Registry
 from mondeq.settings import NoSettings
 from mondeq.settings import Settings as AnySettings
@@ -94,6 +95,20 @@ class Proof(ABC):
             What contains the outputs, in `norm`.
         """
 
+    def follow(self, moved: Proof, ball: Ball, near: Ball) -> tuple[Ball, Ball]:
+        """What contains the exact outputs of this stage, and those of the same stage with other weights.
+
+        Args:
+            moved: The stage with other weights.
+            ball: What contains the inputs of this stage.
+            near: What contains those of the other one, around the same centre, in its norm.
+
+        Returns:
+            Balls around the outputs that are computed of this stage, each in the norm of its stage.
+        """
+        out = self.enclose(ball)
+        return out, moved.enclose(near).around(out.centre)
+
     def gaps(self) -> Tensor:
         """Bounds on |Δ(y_i − y_j)|/‖Δinput‖, for a stage that gives logits.
 
@@ -120,6 +135,18 @@ class Proof(ABC):
 
         Returns:
             The matrices; None for all else.
+        """
+        return None
+
+    def noise(self, scale: float, deviation: float) -> Noise | None:
+        """What N(0, scale²) noise of every weight does to an equilibrium that hands on its state.
+
+        Args:
+            scale: The standard deviation.
+            deviation: As `Parameterization.noise` has it.
+
+        Returns:
+            The bounds; None for all else, and where nobody has said.
         """
         return None
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import splitting
 from mondeq.errors import ConfigError
 from mondeq.norms import Ball, Norm
-from mondeq.parameterizations import PARAMETERIZATIONS, Parameterization
+from mondeq.parameterizations import PARAMETERIZATIONS, Noise, Parameterization
 from mondeq.pieces.base import PIECES, Blocks, Proof
 from mondeq.pieces.linear import scaled_radius
 from mondeq.pieces.solved import SolvedPiece
@@ -292,16 +292,59 @@ class EquilibriumProof(Proof):
         )
 
     def enclose(self, ball: Ball) -> Ball:
-        solution = self.solve(ball.centre)
+        z, error = self._solved(ball.centre)
+        return Ball(z, error + scaled_radius(self.constant, ball.radius), self.norm)
+
+    def follow(self, moved: Proof, ball: Ball, near: Ball) -> tuple[Ball, Ball]:
+        # No equilibrium of the other weights is solved for: they are compared at that of these.
+        z, error = self._solved(ball.centre)
+        out = Ball(z, error + scaled_radius(self.constant, ball.radius), self.norm)
+        distance = self._distance(moved, ball.centre, z, error)  # type: ignore[arg-type]  # of the same kind
+        return out, Ball(z, distance + scaled_radius(moved.constant, near.radius), moved.norm)
+
+    def _solved(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The computed state of x, and a bound on its distance from the exact one."""
+        solution = self.solve(x)
         # ‖z*(c) − z*(fl(c))‖_Λ ≤ ‖c − fl(c)‖_Λ/m, c = Ux + b.
-        error = solution.error_bound + self.linear.source_rounding(ball.centre.abs().flatten(1)) / self.m
+        error = solution.error_bound + self.linear.source_rounding(x.abs().flatten(1)) / self.m
         # Where m > 0 is not proved, nothing is.
-        error = torch.where(error >= 0, error, torch.inf)
-        return Ball(solution.value, error + scaled_radius(self.constant, ball.radius), self.norm)
+        return solution.value, torch.where(error >= 0, error, torch.inf)
+
+    def _distance(self, moved: EquilibriumProof, x: Tensor, z: Tensor, error: Tensor) -> Tensor:
+        """A bound on ‖z′(x) − z‖_Λ′ for the exact state z′(x) of other weights and z within `error` of that of these.
+
+        With δ = ΔW z + ΔU x + Δb, the exact z leaves the residual δ in the other inclusion, and ‖z′ − z‖ ≤ ‖δ‖/m′.
+        Where σ is flat from the pre-activation v to v + δ, the same z is the value of both, and nothing is left.
+        """
+        size, stretch = x.abs().flatten(1), moved.norm.stretch(self.norm)
+        A, A_moved = self.operator.apply(z), moved.operator.apply(z)
+        c, c_moved = self.linear.source(x), moved.linear.source(x)
+        delta, v = (A - A_moved) + (c_moved - c), z - A + c
+        few, entries = verified.rounding_factor(8), A.abs() + A_moved.abs() + c.abs() + c_moved.abs() + z.abs()
+        # What v and δ may be off by: rounding, and the error of z. (L: an upper bound on the norm of A.)
+        own = self.operator.rounding(z) + self.linear.source_rounding(size) + few * self.norm.of(entries)
+        v_error = own + (1 + self.operator.lipschitz) * error
+        others = moved.operator.rounding(z) + moved.linear.source_rounding(size) + few * moved.norm.of(entries)
+        delta_error = others + stretch * (own + (self.operator.lipschitz + moved.operator.lipschitz) * error)
+        open_ = _entrywise(delta_error, moved.norm, z) + _entrywise(v_error, self.norm, z)
+        open_ = open_ * (1 + few) + few * (v.abs() + delta.abs()) + verified.UNDERFLOW
+        _, steepest = self.layer.prox.slopes(v + delta.clamp_max(0) - open_, v + delta.clamp_min(0) + open_)
+        left = moved.norm.of(torch.where(steepest > 0, delta, 0.0))
+        distance = (left + delta_error) / moved.m + stretch * error
+        return torch.where(distance >= 0, distance * (1 + 1e-12), torch.inf)
+
+    def noise(self, scale: float, deviation: float) -> Noise | None:
+        return self.linear.noise(scale, deviation)
 
     def blocks(self) -> Blocks | None:
         found = self.linear.blocks()
         return None if found is None else Blocks(found[0], self.operator.metric, found[1] * self.scale)
+
+
+def _entrywise(bound: Tensor, norm: Norm, like: Tensor) -> Tensor:
+    """What entries of states may be, (batch, 1, …) or like states, whose norms are at most `bound` (batch,)."""
+    column = bound.reshape(-1, *[1] * (like.ndim - 1))
+    return column if norm.root is None else column / norm.root
 
 
 def _require_parameterization(linear: Any) -> None:

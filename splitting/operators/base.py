@@ -181,6 +181,22 @@ class Operator(ABC):
         """
         return self.norm_bound + abs(shift)
 
+    def difference_norm(self, other: Operator) -> float:
+        """A proved upper bound on ‖Λ^½ (A − A′) Λ^-½‖₂ in this operator's metric, rounding included.
+
+        This one is L + L′, the second in the metric of A: a kind that knows better says so.
+
+        Args:
+            other: A′, on states of the same shape.
+
+        Returns:
+            The bound, in units of A.
+        """
+        ours, theirs = (1.0 if op.metric is None else op.metric.double() for op in (self, other))
+        ratio = torch.as_tensor(ours / theirs, dtype=torch.float64).sqrt()
+        spread = verified.round_up(float(ratio.amax() / ratio.amin()))
+        return verified.round_up(self.lipschitz + spread * other.lipschitz)
+
     def cayley_norm(self, alpha: float) -> float | None:
         """An estimate of ‖(I − αA)(I + αA)⁻¹‖_Λ for choosing α.
 

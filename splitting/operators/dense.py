@@ -68,17 +68,23 @@ class DenseOperator(Operator):
 
     def _prove_monotonicity(self) -> float:
         scaled = self._scaled()
-        error = 8 * verified.rounding_factor(1) * norms.frobenius(scaled)
-        return verified.smallest_eigenvalue((scaled + scaled.mT) / 2, perturbation=error)
+        return verified.smallest_eigenvalue((scaled + scaled.mT) / 2, perturbation=_scaling_error(scaled))
 
     @property
     def lipschitz(self) -> float:
         def prove() -> float:
             scaled = self._scaled()
-            error = 8 * verified.rounding_factor(1) * norms.frobenius(scaled)
-            return verified.spectral_norm(scaled, perturbation=error)
+            return verified.spectral_norm(scaled, perturbation=_scaling_error(scaled))
 
         return self.cached("lipschitz", prove)
+
+    def difference_norm(self, other: Operator) -> float:
+        if not isinstance(other, DenseOperator):
+            return super().difference_norm(other)
+        ours, theirs = (op.matrix.detach().double() for op in (self, other))
+        difference = _scale(ours - theirs, None if self.metric is None else self.metric.double())
+        # Subtraction rounds once, scaling four times.
+        return verified.spectral_norm(difference, perturbation=_scaling_error(difference))
 
     @property
     def frobenius(self) -> float:
@@ -155,3 +161,8 @@ def _scale(matrix: Tensor, metric: Tensor | None) -> Tensor:
         return matrix
     root = metric.double().sqrt().to(matrix.dtype)
     return root[:, None] * matrix / root
+
+
+def _scaling_error(scaled: Tensor) -> float:
+    """What a few roundings of every entry may change the 2-norm by."""
+    return 8 * verified.rounding_factor(1) * norms.frobenius(scaled)

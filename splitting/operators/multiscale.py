@@ -195,6 +195,38 @@ class MultiscaleOperator(Operator):
         down = [spectral_norm(s, _symbol_error(d, torch.float64)) for s, d in zip(symbols.D, D, strict=True)]
         return verified.round_up(diagonal + max((2 * f * d for f, d in zip(same, down, strict=True)), default=0.0))
 
+    def difference_norm(self, other: Operator) -> float:
+        # ‖ΔA_ii‖ ≤ ‖ΔK_i‖ + ‖ΔD_i‖(‖D_i‖ + ‖D′_i‖), and ‖ΔA_{i+1,i}‖ ≤ 2‖ΔF_{i+1}‖‖D_i‖ + 2‖F′_{i+1}‖‖ΔD_i‖.
+        tensors, others = ([t.detach().double() for t in op.tensors] for op in (self, other))
+        alike = [t.shape for t in tensors] == [t.shape for t in others]
+        if not isinstance(other, MultiscaleOperator) or other._layout != self._layout or not alike:
+            return super().difference_norm(other)
+        # A difference of entries is right to one rounding.
+        differences = [theirs - ours for ours, theirs in zip(tensors, others, strict=True)]
+        (_, _, D), (_, F_other, D_other) = self._norms(tensors), self._norms(others)
+        kernel_changes, same_changes, down_changes = self._norms(differences)
+        more = [change * (a + b) for change, a, b in zip(down_changes, D, D_other, strict=True)]
+        diagonal = max(change + extra for change, extra in zip(kernel_changes, [*more, 0.0], strict=True))
+        links = [
+            2 * (same_change * down + same * down_change)
+            for same_change, down, same, down_change in zip(same_changes, D, F_other, down_changes, strict=True)
+        ]
+        return verified.round_up(verified.round_up(diagonal + max(links, default=0.0)))
+
+    def _norms(self, tensors: Sequence[Tensor]) -> tuple[list[float], ...]:
+        """Proved upper bounds on the norms, in the metric, of K, F and D for float64 tensors in place of the own."""
+        layout = self._layout
+
+        def norm(torus: Torus, kernel: Tensor, stride: int = 1) -> float:
+            return spectral_norm(stacked(torus.symbol(kernel, stride=stride)), _symbol_error(kernel, torch.float64))
+
+        kernels, F, D = self.replace(*tensors)._in_metric()
+        return (
+            [norm(torus, kernel) for torus, kernel in zip(layout.wholes, kernels, strict=True)],
+            [norm(torus, kernel) for torus, kernel in zip(layout.wholes[1:], F, strict=True)],
+            [norm(torus, kernel, stride=2) for torus, kernel in zip(layout.toruses[:-1], D, strict=True)],
+        )
+
     @property
     def frobenius(self) -> float:
         def compute() -> float:

@@ -594,7 +594,7 @@ def test_every_letter_of_ours_has_a_plain_form() -> None:
     from mondeq.cli.output import _PLAIN
 
     out = io.StringIO()
-    for command in ("train", "certify", "bound", "report", "info", "import-checkpoint"):
+    for command in ("train", "certify", "bound", "quantise", "report", "info", "import-checkpoint"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "stdout", out)
             assert main([command, "--help"]) == 0
