@@ -281,7 +281,7 @@ PARAMETERIZATIONS: Registry[Parameterization] = Registry("parameterization")
 
 
 class Readable(Parameterization):
-    """A parameterization with a read-out y = W_o z + b_o of its own, made for a Lipschitz constant.
+    """A parameterization with a read-out of its own, y = C z + d, made for a Lipschitz constant.
 
     Attributes:
         gain: x ↦ y is gain-Lipschitz for every value of the weights.
@@ -291,10 +291,42 @@ class Readable(Parameterization):
     gain: float
     out_shape: torch.Size
 
-    @property
     @abstractmethod
-    def readout(self) -> tuple[Tensor, Tensor]:
-        """W_o (outputs, n) and b_o (outputs,)."""
+    def read(self, z: Tensor) -> Tensor:
+        """The read-outs of states.
+
+        Args:
+            z: States (batch, *state_shape).
+
+        Returns:
+            y, (batch, *out_shape).
+        """
+
+    @property
+    def readout(self) -> tuple[Tensor, Tensor] | None:
+        """C (outputs, n) and d (outputs,), which let bounds see operator and read-out together; None where C is none.
+
+        Without them the constant rests on `reserve` and `read_rounding`.
+        """
+        return None
+
+    def reserve(self) -> float:
+        """A lower bound on (⟨z, Az⟩ − (‖Cz‖² + ‖Uᵀz‖²)/(2·gain))/‖z‖² for A as it is assembled.
+
+        Where it is positive, the gain is proved. By default nothing is.
+        """
+        return 0.0
+
+    def read_rounding(self, z: Tensor) -> Tensor:
+        """An upper bound on ‖fl(Cz + d) − (Cz + d)‖₂ of each state, by default infinite.
+
+        Args:
+            z: States (batch, *state_shape).
+
+        Returns:
+            The bounds, (batch,) float64.
+        """
+        return torch.full((len(z),), math.inf, dtype=torch.float64, device=z.device)
 
 
 class DenseInput(Parameterization):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import splitting
 from mondeq.parameterizations.base import PARAMETERIZATIONS, DenseInput, Readable, check_count, check_positive
@@ -91,6 +92,9 @@ class LipschitzDense(DenseInput, Readable):
     @property
     def readout(self) -> tuple[Tensor, Tensor]:
         return self.W_o, self.b_o
+
+    def read(self, z: Tensor) -> Tensor:
+        return functional.linear(z, self.W_o, self.b_o)
 
     def operator(self) -> splitting.DenseOperator:
         with full_precision(self.U.device):

@@ -6,19 +6,18 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from mondeq.norms import Norm
+from mondeq.norms import Ball, Norm
 from mondeq.parameterizations import Readable
 from mondeq.pieces.base import PIECES, Proof
 from mondeq.pieces.equilibrium import EquilibriumLayer, EquilibriumProof, EquilibriumSettings
-from mondeq.pieces.linear import LinearProof
-from splitting import InvalidType
+from mondeq.pieces.linear import LinearProof, scaled_radius
+from splitting import InvalidType, verified
 
 
 @PIECES.enrol("readout")
 class ReadoutLayer(EquilibriumLayer):
-    """y = W_o z + b_o with z = σ(Wz + Ux + b), for a parameterization such as mondeq.LipschitzDense.
+    """y = C z + d with z = σ(Wz + Ux + b), for a parameterization such as mondeq.LipschitzDense or LipschitzConv2d.
 
     `solve` gives the state z.
 
@@ -56,7 +55,7 @@ class ReadoutLayer(EquilibriumLayer):
             InvalidArgument: They have another shape.
             NotConverged: A sample misses the tolerance and `on_failure` is "raise".
         """
-        return functional.linear(self._state(x, initial), *self.linear.readout)
+        return self.linear.read(self._state(x, initial))
 
     @classmethod
     def example(cls) -> tuple[EquilibriumSettings, torch.Size]:
@@ -71,8 +70,34 @@ class ReadoutLayer(EquilibriumLayer):
         return max(self.linear.state_shape.numel(), self.linear.out_shape.numel())
 
     def proofs(self, norm: Norm, in_shape: torch.Size) -> Sequence[Proof]:
+        readout = self.linear.readout
+        if readout is None:
+            return [_ReadoutProof(self, norm, in_shape)]
         state = EquilibriumProof(self, norm, in_shape)
-        return [state, LinearProof(*self.linear.readout, state.norm)]
+        return [state, LinearProof(*readout, state.norm)]
 
     def lipschitz_estimate(self, norm: Norm, in_shape: torch.Size) -> tuple[float, Norm]:
         return self.linear.gain * norm.euclidean(), Norm()
+
+
+class _ReadoutProof(Proof):
+    """‖Δy‖ ≤ γ‖Δx‖. An error r of the inclusion is one of y of at most √(γ/(2m))·‖r‖, far less than ‖C‖‖r‖/m.
+
+    m‖Δz‖² + ‖CΔz‖²/(2γ) ≤ ⟨Δz, r⟩ gives ‖CΔz‖² ≤ 2γ(‖r‖‖Δz‖ − m‖Δz‖²) ≤ γ‖r‖²/(2m).
+    """
+
+    def __init__(self, layer: ReadoutLayer, norm: Norm, in_shape: torch.Size) -> None:
+        self.state = EquilibriumProof(layer, Norm(), in_shape)
+        self.linear, self.norm, self.out_shape = layer.linear, Norm(), layer.linear.out_shape
+        reserve, gamma = self.linear.reserve(), self.linear.gain
+        proved = reserve > 0
+        self.constant = verified.round_up(gamma * norm.euclidean()) if proved else float("inf")
+        self.gain = verified.round_up((gamma / reserve / 2) ** 0.5) if proved else float("inf")
+
+    def enclose(self, ball: Ball) -> Ball:
+        solution = self.state.solve(ball.centre)
+        source = self.linear.source_rounding(ball.centre.abs().flatten(1))
+        residual = solution.error_bound * self.state.m + source
+        own = torch.where(residual >= 0, residual, torch.inf) * self.gain
+        own = (own + self.linear.read_rounding(solution.value)) * (1 + 1e-12)
+        return Ball(self.linear.read(solution.value), scaled_radius(self.constant, ball.radius) + own, self.norm)

@@ -327,7 +327,7 @@ def _promises(model: Network | Parameterization, exact: _Exact) -> list[_Promise
         weight = torch.ones((), device=exact.device) if root is None else root
         state = _Promise("Λ^½ z", lambda z: (z * weight).flatten(1), lambda seen: seen.radius, constant)
         if isinstance(model, Readable):
-            return [state, exact.rows("W_o z", model.readout[0], model.gain)]
+            return [state, exact.rows("C z", _read_matrix(cast(Readable, exact.state.linear)), model.gain)]
         return [state]
     bounds = lipschitz_bounds(model, chain=exact.chain)
     smallest = min(b.value for b in bounds.values() if b.is_certified)
@@ -337,6 +337,14 @@ def _promises(model: Network | Parameterization, exact: _Exact) -> list[_Promise
         _Promise("the vector of logits", lambda y: y, lambda seen: out * seen.radius, smallest),
         *(_gap(i, j, float(pairs[i, j])) for i, j in combinations(range(len(pairs)), 2)),
     ]
+
+
+def _read_matrix(linear: Readable) -> Tensor:
+    """C of y = C z + d for flat states and read-outs: column j is C eⱼ."""
+    basis = torch.eye(linear.state_shape.numel(), dtype=torch.float64, device=linear.operator().device)
+    with torch.no_grad():
+        states = basis.view(-1, *linear.state_shape)
+        return (linear.read(states) - linear.read(torch.zeros_like(states))).flatten(1).mT
 
 
 def _gap(i: int, j: int, constant: float) -> _Promise:

@@ -79,6 +79,14 @@ NONLINEAR: dict[str, Case] = {
         (1, 4, 6),
     ),
     "readout": ("readout", {"parameterization": LIPSCHITZ, "activation": "leaky-relu"}, (2, 3)),
+    "readout, convolution": (
+        "readout",
+        {
+            "parameterization": {"kind": "lipschitz-conv2d", "channels": 2, "out_channels": 3, "gamma": 2.0, "m": 0.3},
+            "activation": "tanh",
+        },
+        (1, 3, 4),
+    ),
 }
 # All others that the package has, by their examples.
 for _kind, _contract in PIECES.items():
@@ -401,6 +409,7 @@ WRONG: dict[str, list[tuple[int, ...]]] = {
     "equilibrium, conv2d": [(2, 4, 3), (23,), (3, 2, 4)],
     "equilibrium, multiscale-conv2d": [(1, 6, 4), (23,)],
     "readout": [(7,), (2, 4)],
+    "readout, convolution": [(1, 4, 3), (13,), (2, 3, 4)],
 }
 
 
@@ -422,6 +431,7 @@ def test_descriptions_with_shapes_that_do_not_fit_are_refused_in_one_line(name: 
         "normalise": WRONG["normalise"], "linear": [(7, 1)], "conv2d": [(2, 2, 4), (2, 5), (40,)],
         "equilibrium, dense": [], "equilibrium, conv2d": [(23,), (2, 2, 4)],
         "equilibrium, multiscale-conv2d": [(23,), (1, 5, 4)], "readout": [],
+        "readout, convolution": [(13,), (1, 2, 4)],
     }  # fmt: skip
     for wrong in never.get(name, WRONG[name]):
         rows = [{"name": "before", "piece": "identity"}, {"name": "thing", "piece": kind, **given_settings}]

@@ -20,6 +20,7 @@ MAKERS: dict[str, Callable[[], mondeq.Parameterization]] = {
     "dense, m fixed": lambda: mondeq.Dense(12, 6, m=0.5),
     "lipschitz": lambda: mondeq.LipschitzDense(12, 6, 2),
     "readout": lambda: mondeq.LipschitzDense(12, 6, 2),
+    "readout, conv": lambda: mondeq.LipschitzConv2d(1, 2, 3, (3, 4), m=0.5),
     "conv": lambda: mondeq.Conv2d(1, 2, (3, 4), m=0.5, weight_norm=True, learn_m=True),
     "conv, m fixed": lambda: mondeq.Conv2d(3, 2, 2, kernel_size=1, m=0.5),
     "multiscale": lambda: mondeq.MultiscaleConv2d(3, (2, 3), 2, kernel_size=1, m=0.5, learn_m=True),
@@ -29,7 +30,7 @@ each_kind = pytest.mark.parametrize("kind", sorted(MAKERS))
 
 def layer_of(kind: str, *, seed: int = 0, **options: Any) -> mondeq.EquilibriumLayer:
     torch.manual_seed(seed)
-    made = mondeq.ReadoutLayer if kind == "readout" else mondeq.EquilibriumLayer
+    made = mondeq.ReadoutLayer if kind.startswith("readout") else mondeq.EquilibriumLayer
     return made(MAKERS[kind](), splitting.Tanh(), **({"tol": 1e-10} | options)).double()
 
 
