@@ -9,7 +9,6 @@ from mondeq import distributed, plots
 from mondeq.attacks import accuracy_under_attack
 from mondeq.certificates import Certifier
 from mondeq.cli.evaluation import (
-    DEFAULT_RADII,
     add_data_dir,
     add_device,
     add_norm,
@@ -22,6 +21,7 @@ from mondeq.cli.evaluation import (
 )
 from mondeq.cli.output import add_json, check_writable, percent, save_json, show
 from mondeq.errors import ConfigError
+from mondeq.norms import NORMS
 from mondeq.runs import load
 from mondeq.settings import number
 
@@ -41,8 +41,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder of `mondeq train`")
     parser.add_argument(
-        "--radii", type=_radius, nargs="+", default=list(DEFAULT_RADII), metavar="R",
-        help=f"radii in pixels of [0, 1], fractions allowed (default: {' '.join(map(str, DEFAULT_RADII))})",
+        "--radii", type=_radius, nargs="+", metavar="R",
+        help=f"radii in pixels of [0, 1], fractions allowed (default: {_defaults()})",
     )  # fmt: skip
     parser.add_argument(
         "--attack", action="store_true", help="also measure accuracy under an ℓ2 PGD attack (needs foolbox)"
@@ -72,18 +72,19 @@ def run(options: argparse.Namespace) -> int:
     """
     with distributed.session(options.device) as device:
         check_writable(options.json, options.plot)
+        radii = NORMS[options.norm].radii if options.radii is None else options.radii
         model = load(options.folder, device=device)
         if options.attack and options.norm != "l2":
             raise ConfigError("`--attack` knows ℓ2 attacks only; leave out --norm or --attack")
         split = run_data(options.folder, options.data_dir, model).test
         report = certify_split(Certifier(model, options.norm), split, options.limit)
-        figures = report_json(report, options.radii)
+        figures = report_json(report, radii)
         attacked = None
         if options.attack and distributed.is_main():
             taken = min(options.attack_samples, len(report.radius))
             images, labels = split.images[:taken].to(device).float() / 255, split.labels[:taken].to(device)
             attacked = {0.0: float(report.correct[:taken].double().mean())}
-            found = accuracy_under_attack(model, images, labels, options.radii)
+            found = accuracy_under_attack(model, images, labels, radii)
             attacked |= found
             figures["attack_zero_gradients"] = found.zero_gradients
             figures["accuracy_under_attack"] = {f"{r:g}": share for r, share in attacked.items()}
@@ -95,8 +96,13 @@ def run(options: argparse.Namespace) -> int:
         if attacked:
             blind = percent(figures["attack_zero_gradients"])
             note = f"\n({figures['attacked_samples']} images attacked; {blind} of the attack's gradients were 0)"
-        show(f"{report_table(report, options.radii, attacked)}{note}\n\n{bounds_table(report.bounds)}")
+        show(f"{report_table(report, radii, attacked)}{note}\n\n{bounds_table(report.bounds)}")
     return 0
+
+
+def _defaults() -> str:
+    """What is certified at by default, in every norm, for a reader."""
+    return ", ".join(f"{name} {' '.join(map(str, norm.radii))}" for name, norm in NORMS.items())
 
 
 def _radius(text: str) -> float:

@@ -20,8 +20,6 @@ from mondeq.errors import ConfigError
 from mondeq.network import Network
 from mondeq.norms import NORMS
 
-DEFAULT_RADII = (0.1, 0.2, 0.5, 1.0, 1.58)
-
 # Images held as floats at a time; a multiple of what `certify` solves at once.
 _CHUNK = 2000
 

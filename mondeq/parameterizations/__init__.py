@@ -3,6 +3,7 @@
 from mondeq.parameterizations.base import PARAMETERIZATIONS, DenseInput, Parameterization, Readable, StronglyMonotone
 from mondeq.parameterizations.convolutional import Conv2d, MultiscaleConv2d
 from mondeq.parameterizations.dense import Dense
+from mondeq.parameterizations.interval import IntervalDense
 from mondeq.parameterizations.lipschitz_dense import LipschitzDense
 from mondeq.parameterizations.reflected import Reflected, ReflectedConv2d, ReflectedDense
 
@@ -11,6 +12,7 @@ __all__ = [
     "Conv2d",
     "Dense",
     "DenseInput",
+    "IntervalDense",
     "LipschitzDense",
     "MultiscaleConv2d",
     "Parameterization",
