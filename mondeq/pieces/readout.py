@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mondeq.norms import Norm
+from mondeq.norms import Box, Norm
 from mondeq.parameterizations import Readable
 from mondeq.pieces.base import PIECES, Proof
 from mondeq.pieces.equilibrium import EquilibriumLayer, EquilibriumProof, EquilibriumSettings
-from mondeq.pieces.linear import LinearProof
+from mondeq.pieces.linear import LinearProof, linear_box, linear_gaps
 from splitting import InvalidType
 
 
@@ -76,3 +76,9 @@ class ReadoutLayer(EquilibriumLayer):
 
     def lipschitz_estimate(self, norm: Norm, in_shape: torch.Size) -> tuple[float, Norm]:
         return self.linear.gain * norm.euclidean(), Norm()
+
+    def box_estimate(self, box: Box) -> Box:
+        return linear_box(*self.linear.readout, super().box_estimate(box))
+
+    def least_gap_estimates(self, box: Box, chosen: Tensor) -> Tensor:
+        return linear_gaps(*self.linear.readout, super().box_estimate(box), chosen)
