@@ -6,13 +6,14 @@ from mondeq.data import DATASETS, Dataset
 from mondeq.errors import ConfigError, DataError, MondeqError, RunError, TrainingError
 from mondeq.losses import LOSSES, Loss
 from mondeq.network import Network
-from mondeq.norms import NORMS, Ball, Norm
+from mondeq.norms import NORMS, Ball, Box, Norm
 from mondeq.original import load_original_checkpoint
 from mondeq.parameterizations import (
     PARAMETERIZATIONS,
     Conv2d,
     Dense,
     DenseInput,
+    IntervalDense,
     LipschitzConv2d,
     LipschitzDense,
     MultiscaleConv2d,
@@ -69,6 +70,7 @@ __all__ = [
     "Ball",
     "Bound",
     "BoundMethod",
+    "Box",
     "Certificate",
     "Certifier",
     "Classifier",
@@ -85,6 +87,7 @@ __all__ = [
     "EquilibriumLayer",
     "GeneralisationBound",
     "GroupSort",
+    "IntervalDense",
     "LipschitzConv2d",
     "LipschitzDense",
     "Loss",

@@ -1,4 +1,4 @@
-"""Norms in which changes are measured on their way through a network, and the balls that they make.
+"""Norms in which changes are measured on their way through a network, and the balls and boxes that they make.
 
 Inside a network they are weighted 2-norms ‖x‖ = ‖ρ x‖₂ with a diagonal ρ > 0. At its entrance a user may ask in other
 norms of the pixels, which `NORMS` know how to compare with the 2-norm.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +22,7 @@ __all__ = [
     "L2",
     "NORMS",
     "Ball",
+    "Box",
     "InputNorm",
     "LInf",
     "Norm",
@@ -34,9 +35,13 @@ class InputNorm(ABC):
 
     Attributes:
         symbol: How it is written.
+        radii: What is certified at where nobody says otherwise, pixels in [0, 1].
+        makes_boxes: Whether the ball around x of radius r is the box [x − r, x + r].
     """
 
     symbol: ClassVar[str]
+    radii: ClassVar[tuple[float, ...]]
+    makes_boxes: ClassVar[bool] = False
 
     @staticmethod
     @abstractmethod
@@ -60,6 +65,7 @@ class L2(InputNorm):
     """‖x‖₂."""
 
     symbol = "ℓ2"
+    radii = (0.1, 0.2, 0.5, 1.0, 1.58)
 
     @staticmethod
     def euclidean(shape: Sequence[int]) -> float:
@@ -71,6 +77,8 @@ class LInf(InputNorm):
     """The largest |xᵢ|; ‖x‖₂ ≤ √n ‖x‖_∞ for n entries."""
 
     symbol = "ℓ∞"
+    radii = (0.01, 0.03, 0.1, 0.2, 0.3, 0.4)
+    makes_boxes = True
 
     @staticmethod
     def euclidean(shape: Sequence[int]) -> float:
@@ -163,6 +171,123 @@ class Ball:
         """
         distance = self.norm.of(self.centre - centre) * (1 + 4 * verified.unit_roundoff(torch.float64))
         return Ball(centre, (self.radius + distance) * (1 + 4 * verified.unit_roundoff(torch.float64)), self.norm)
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """For each sample an interval for every entry that contains the exact value, whatever was rounded on the way.
+
+    Its operations round outward in the dtype of the box, and are differentiable: what they give contains every exact
+    result, for a float64 box in a proof as for a float32 box that steers training.
+
+    Args:
+        lower: The lower ends, (batch, …).
+        upper: The upper ends, like `lower`. Where nothing is known the ends are infinite or NaN.
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+    @staticmethod
+    def around(x: Tensor, radius: Tensor | float) -> Box:
+        """All that is at most `radius` from x in every entry.
+
+        Args:
+            x: (batch, …).
+            radius: Numbers ≥ 0 that broadcast against x.
+
+        Returns:
+            The box.
+        """
+        return Box(x, x).widened(torch.as_tensor(radius, dtype=x.dtype, device=x.device))
+
+    def widened(self, by: Tensor) -> Box:
+        """The box with both ends moved outward.
+
+        Args:
+            by: How far, ≥ 0; it broadcasts against the ends.
+
+        Returns:
+            A box that contains the exact one.
+        """
+        # Two additions on either side, and what is added to cover their rounding.
+        unit, tiny = 4 * verified.unit_roundoff(by.dtype), _floor(by.dtype)
+        below = by + (unit * (self.lower.abs() + by) + tiny)
+        above = by + (unit * (self.upper.abs() + by) + tiny)
+        return Box(self.lower - below, self.upper + above)
+
+    def through(self, function: Callable[[Tensor], Tensor], ulps: int = 0) -> Box:
+        """The image under a function that is nondecreasing in every entry.
+
+        Args:
+            function: What it is.
+            ulps: How many units in the last place of its result it may be off by.
+
+        Returns:
+            A box that contains all exact results.
+        """
+        lower, upper = function(self.lower), function(self.upper)
+        if not ulps:
+            return Box(lower, upper)
+        size = torch.maximum(lower.abs(), upper.abs())
+        return Box(lower, upper).widened(2 * ulps * verified.unit_roundoff(size.dtype) * size)
+
+    def affine(
+        self, product: Callable[[Tensor], Tensor], magnitude: Callable[[Tensor], Tensor], offset: Tensor, terms: int
+    ) -> Box:
+        """The image under x ↦ M x + offset, by midpoint and half the width: M mid ± |M| half.
+
+        Entries of M that are right to a rounding will do.
+
+        Args:
+            product: x ↦ M x.
+            magnitude: x ↦ |M| x, with the moduli of the entries.
+            offset: What is added; it broadcasts against M x.
+            terms: How many products an entry of M x sums at most.
+
+        Returns:
+            A box that contains all exact results.
+        """
+        dtype = self.lower.dtype
+        rounding, tiny = verified.rounding_factor(terms + 8, dtype), _floor(dtype)
+        middle = (self.lower + self.upper) / 2
+        half = torch.maximum(self.upper - middle, middle - self.lower)
+        # What is rounded is relative to |M| |mid| + |offset|, and half the width is itself rounded.
+        spread = magnitude(half + (rounding * (middle.abs() + half) + tiny)) + rounding * offset.abs()
+        value = product(middle) + offset
+        return Box(value, value).widened(spread * (1 + 2 * rounding) + terms * tiny)
+
+    def plus(self, other: Box) -> Box:
+        """All sums of an entry of this box and one of another.
+
+        Args:
+            other: The other box, of the same shape.
+
+        Returns:
+            A box that contains the exact sums.
+        """
+        summed = Box(self.lower + other.lower, self.upper + other.upper)
+        return summed.widened(torch.zeros((), dtype=self.lower.dtype, device=self.lower.device))
+
+    def contains(self, other: Box) -> Tensor:
+        """Whether another box lies in this one.
+
+        Args:
+            other: The other box, of the same shape.
+
+        Returns:
+            (batch,) bool; False where an end is NaN.
+        """
+        inside = (self.lower <= other.lower) & (other.upper <= self.upper)
+        return inside.flatten(1).all(1)
+
+
+def _floor(dtype: torch.dtype) -> float:
+    """More than what an operation may lose where its result leaves the normal numbers.
+
+    It is so much more that products with it stay normal: processors are slow with others.
+    """
+    return float(torch.finfo(dtype).tiny ** 0.75)
 
 
 def spectral_estimate(matrix: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mondeq.certificates import Report
 from mondeq.files import replace_file
+from mondeq.norms import NORMS
 from mondeq.training.progress import Epoch
 
 matplotlib.use("Agg", force=False)
@@ -23,7 +24,7 @@ _plain = matplotlib.rc_context({"text.usetex": False})
 
 @_plain
 def certified_accuracy(report: Report, title: str, path: Path) -> None:
-    """Draw the certified-accuracy curve: the share of test images that are certified at each ℓ2 radius.
+    """Draw the certified-accuracy curve: the share of test images that are certified at each radius.
 
     Args:
         report: What was certified.
@@ -48,7 +49,8 @@ def certified_accuracy(report: Report, title: str, path: Path) -> None:
         ha="right",
         color="grey",
     )
-    axes.set(xlabel="ℓ2 radius (pixels in [0, 1])", ylabel="certified accuracy (%)", ylim=(0, 105))
+    radius = f"{NORMS[report.norm].symbol} radius (pixels in [0, 1])"
+    axes.set(xlabel=radius, ylabel="certified accuracy (%)", ylim=(0, 105))
     axes.set_title(_one_line(title), parse_math=False)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)

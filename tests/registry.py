@@ -71,6 +71,7 @@ PARAMETERIZATIONS: dict[str, ParameterizationFactory] = {
     "mondeq.Dense, m learned": _parameterized(lambda: mondeq.Dense(3, 6, m=0.5, learn_m=True)),
     "mondeq.LipschitzDense": _parameterized(lambda: mondeq.LipschitzDense(3, 6, 2)),
     "mondeq.LipschitzConv2d": _parameterized(lambda: mondeq.LipschitzConv2d(1, 2, 2, (3, 4), gamma=1.5, m=0.3)),
+    "mondeq.IntervalDense": _parameterized(lambda: mondeq.IntervalDense(3, 6)),
     "mondeq.Conv2d": _parameterized(lambda: mondeq.Conv2d(1, 2, (3, 4), m=0.5)),
     "mondeq.Conv2d, normalised": _parameterized(
         lambda: mondeq.Conv2d(2, 1, 3, kernel_size=1, m=0.5, learn_m=True, weight_norm=True)

@@ -1,6 +1,7 @@
 """Certified radii: how far every pixel vector may move before the prediction can change. One method a file."""
 
 from mondeq.certificates.base import CERTIFICATES, Certificate, Certifier, Prepared, Report, certify
+from mondeq.certificates.boxes import Boxes
 from mondeq.certificates.gaps import Gaps
 
-__all__ = ["CERTIFICATES", "Certificate", "Certifier", "Gaps", "Prepared", "Report", "certify"]
+__all__ = ["CERTIFICATES", "Boxes", "Certificate", "Certifier", "Gaps", "Prepared", "Report", "certify"]

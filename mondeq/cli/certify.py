@@ -22,6 +22,7 @@ from mondeq.cli.evaluation import (
 )
 from mondeq.cli.output import add_json, check_writable, percent, save_json, show
 from mondeq.errors import ConfigError
+from mondeq.norms import NORMS
 from mondeq.runs import load
 
 
@@ -39,7 +40,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog="example: mondeq certify runs/mnist --radii 0.1 0.2 36/255 --attack",
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder of `mondeq train`")
-    add_radii(parser)
+    add_radii(parser, *NORMS)
     parser.add_argument(
         "--attack", action="store_true", help="also measure accuracy under an ℓ2 PGD attack (needs foolbox)"
     )
@@ -68,18 +69,19 @@ def run(options: argparse.Namespace) -> int:
     """
     with distributed.session(options.device) as device:
         check_writable(options.json, options.plot)
+        radii = NORMS[options.norm].radii if options.radii is None else options.radii
         model = load(options.folder, device=device)
         if options.attack and options.norm != "l2":
             raise ConfigError("`--attack` knows ℓ2 attacks only; leave out --norm or --attack")
         split = run_data(options.folder, options.data_dir, model).test
         report = certify_split(Certifier(model, options.norm), split, options.limit)
-        figures = report_json(report, options.radii)
+        figures = report_json(report, radii)
         attacked = None
         if options.attack and distributed.is_main():
             taken = min(options.attack_samples, len(report.radius))
             images, labels = split.images[:taken].to(device).float() / 255, split.labels[:taken].to(device)
             attacked = {0.0: float(report.correct[:taken].double().mean())}
-            found = accuracy_under_attack(model, images, labels, options.radii)
+            found = accuracy_under_attack(model, images, labels, radii)
             attacked |= found
             figures["attack_zero_gradients"] = found.zero_gradients
             figures["accuracy_under_attack"] = {f"{r:g}": share for r, share in attacked.items()}
@@ -91,5 +93,5 @@ def run(options: argparse.Namespace) -> int:
         if attacked:
             blind = percent(figures["attack_zero_gradients"])
             note = f"\n({figures['attacked_samples']} images attacked; {blind} of the attack's gradients were 0)"
-        show(f"{report_table(report, options.radii, attacked)}{note}\n\n{bounds_table(report.bounds)}")
+        show(f"{report_table(report, radii, attacked)}{note}\n\n{bounds_table(report.bounds)}")
     return 0

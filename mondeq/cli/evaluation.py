@@ -22,8 +22,6 @@ from mondeq.network import Network
 from mondeq.norms import NORMS
 from mondeq.settings import number
 
-DEFAULT_RADII = (0.1, 0.2, 0.5, 1.0, 1.58)
-
 # Images held as floats at a time; a multiple of what `certify` solves at once.
 _CHUNK = 2000
 _REAL = torch.float64
@@ -98,15 +96,17 @@ def add_norm(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--norm", choices=tuple(NORMS), default="l2", help="of changes of the image (default l2)")
 
 
-def add_radii(parser: argparse.ArgumentParser) -> None:
-    """Add the option `--radii`.
+def add_radii(parser: argparse.ArgumentParser, *norms: str) -> None:
+    """Add the option `--radii`, which is None where the radii of a norm are meant.
 
     Args:
         parser: That of a subcommand.
+        *norms: The names of the norms that it may be about.
     """
+    defaults = ", ".join(f"{name} {' '.join(map(str, NORMS[name].radii))}" for name in norms)
     parser.add_argument(
-        "--radii", type=_radius, nargs="+", default=list(DEFAULT_RADII), metavar="R",
-        help=f"radii in pixels of [0, 1], fractions allowed (default: {' '.join(map(str, DEFAULT_RADII))})",
+        "--radii", type=_radius, nargs="+", metavar="R",
+        help=f"radii in pixels of [0, 1], fractions allowed (default: {defaults})",
     )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--bits", type=count(0), required=True, metavar="B", help=f"of a weight: {LEAST_BITS} to {MOST_BITS}"
     )
-    add_radii(parser)
+    add_radii(parser, *NORMS)
     parser.add_argument("--limit", type=count(1), metavar="N", help="use only the first N test images")
     add_norm(parser)
     add_data_dir(parser)
@@ -86,13 +86,14 @@ def run(options: argparse.Namespace) -> int:
         reports = [certify_split(each, split, options.limit) for each in (before, after)]
         compared = Comparison(before.chain, after.chain)
         columns = shared_columns(lambda images, _: compared.movement(images), _COLUMNS, split, device, options.limit)
+        radii = options.radii or NORMS[options.norm].radii
         survival = Survival(reports[0], reports[1], Movement(**columns))
-        figures = _figures(survival, bits, options.radii)
+        figures = _figures(survival, bits, radii)
         # Nothing is written before everything is proved: an interruption leaves nothing.
         if distributed.is_main():
-            _save(model, folder, bits, options, {**report_json(survival.after, options.radii), "quantisation": figures})
+            _save(model, folder, bits, options, {**report_json(survival.after, radii), "quantisation": figures})
         save_json(options.json, figures)
-        show(f"{_table(survival, bits, options.radii)}\n\nrun folder: {folder}")
+        show(f"{_table(survival, bits, radii)}\n\nrun folder: {folder}")
     return 0
 
 

@@ -18,11 +18,12 @@ from mondeq import data, distributed, values
 from mondeq.attacks import accuracy_under_attack
 from mondeq.bounds import lipschitz_bounds
 from mondeq.certificates import Certifier, Report
-from mondeq.cli.evaluation import DEFAULT_RADII, add_data_dir, add_device, certify_split, count, run_data
+from mondeq.cli.evaluation import add_data_dir, add_device, certify_split, count, run_data
 from mondeq.cli.output import check_writable, show
 from mondeq.errors import ConfigError, RunError
 from mondeq.files import read_json, write_text
 from mondeq.network import Network, detached_copy
+from mondeq.norms import L2
 from mondeq.report import Contents, Picture, compose, is_of_run
 from mondeq.runs import CONFIG, load
 from mondeq.training.progress import read_history
@@ -129,7 +130,7 @@ def _radii(config: dict[str, Any]) -> list[float]:
     """Those of the tables: the usual ones, and the one that was trained for."""
     training = config.get("training")
     own = values.real(training.get("radius")) if isinstance(training, dict) else None
-    return sorted({*DEFAULT_RADII, *([own] if own and 0 < own < float("inf") else [])})
+    return sorted({*L2.radii, *([own] if own and 0 < own < float("inf") else [])})
 
 
 def _facts(folder: Path, config: dict[str, Any], model: Network, report: Report) -> dict[str, str]:

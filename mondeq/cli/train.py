@@ -20,7 +20,6 @@ from mondeq import data, distributed, plots
 from mondeq.certificates import Certifier
 from mondeq.cli import places
 from mondeq.cli.evaluation import (
-    DEFAULT_RADII,
     add_data_dir,
     add_device,
     bounds_table,
@@ -40,6 +39,7 @@ from mondeq.formats import build, describe
 from mondeq.formats import read as read_network
 from mondeq.losses import LOSSES
 from mondeq.network import Network
+from mondeq.norms import NORMS
 from mondeq.presets import PRESETS, Classifier, ModelConfig
 from mondeq.runs import CONFIG, WEIGHTS, config_text, load
 from mondeq.settings import NoSettings, Settings
@@ -72,7 +72,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--model",
         metavar="MODEL",
         help=f"{', '.join(PRESETS)}, or a FILE.json with a list of pieces; lipschitz and certified "
-        "are Lipschitz for any weights, and the default with --radius (certified: for colour images)",
+        "are Lipschitz for any weights, and the default with --radius (certified: for colour images); "
+        "interval is certified in ℓ∞",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run folder; must be new or empty")
     parser.add_argument("--resume", action="store_true", help="continue the run in RUN with its own settings")
@@ -180,13 +181,14 @@ def _interrupted(trainer: Trainer) -> str:
 def _certify(trainer: Trainer, options: argparse.Namespace) -> None:
     folder = trainer.folder
     model = load(folder, device=trainer.device)
-    report = certify_split(Certifier(model), trainer.dataset.test, options.certify)
+    norm = trainer.loss.norm
+    report, radii = certify_split(Certifier(model, norm), trainer.dataset.test, options.certify), NORMS[norm].radii
     everything = len(report.radius) == len(trainer.dataset.test)
     # Where only some images are certified, the accuracy on all is that of the last epoch.
     accuracy = report.accuracy if everything else trainer.history[-1].test_accuracy
     if distributed.is_main():
         metrics = {
-            **report_json(report, DEFAULT_RADII),
+            **report_json(report, radii),
             "test_accuracy": accuracy,
             "train_seconds": sum(row.seconds for row in trainer.history),
             "solver": _solver_figures(trainer),
@@ -200,7 +202,7 @@ def _certify(trainer: Trainer, options: argparse.Namespace) -> None:
         save_json(options.json, metrics)
     if not everything:
         show(f"\ntest accuracy {percent(accuracy)}; the first {len(report.radius)} test images:")
-    show(f"\n{report_table(report, DEFAULT_RADII)}\n\n{bounds_table(report.bounds)}\n\nrun folder: {folder}")
+    show(f"\n{report_table(report, radii)}\n\n{bounds_table(report.bounds)}\n\nrun folder: {folder}")
 
 
 class _Record:

@@ -38,9 +38,14 @@ class Loss(ABC):
 
     Args:
         settings: An object of `Settings`; None for its defaults.
+
+    Attributes:
+        Settings: The class of its settings.
+        norm: That of the radius, a name in NORMS.
     """
 
     Settings: ClassVar[type[AnySettings]] = NoSettings
+    norm: ClassVar[str] = "l2"
 
     def __init__(self, settings: Any = None) -> None:
         self.settings: Any = self.Settings() if settings is None else settings
@@ -63,6 +68,41 @@ class Loss(ABC):
         except InvalidArgument as error:
             return str(error)
         return None
+
+    def constants(self, network: Network) -> Tensor:
+        """What the loss is told of a network that is trained for a radius; by default `gap_estimates`.
+
+        Args:
+            network: The network.
+
+        Returns:
+            (classes, classes), differentiable in the weights.
+
+        Raises:
+            InvalidArgument: A piece has no constant.
+        """
+        return gap_estimates(network)
+
+    def of_batch(
+        self, network: Network, images: Tensor, labels: Tensor, logits: Tensor, constants: Tensor, progress: Progress
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of a batch and the margins of its samples: by default what the constants say of the logits.
+
+        A loss that looks at the images themselves, or at more of the network than its constants, overrides it.
+
+        Args:
+            network: The network, in training mode in training and in evaluation mode in evaluation.
+            images: (batch, *in_shape).
+            labels: (batch,) integers.
+            logits: Those of the images, (batch, classes).
+            constants: Those of the network; all zero where the radius of training is 0.
+            progress: Where training stands.
+
+        Returns:
+            A scalar, and of each sample a number that is > 0 where it is certified by estimate, (batch,).
+        """
+        excess = margins(logits.detach(), labels, constants.detach(), progress.radius)
+        return self(logits, labels, constants, progress), excess
 
     @abstractmethod
     def __call__(self, logits: Tensor, labels: Tensor, constants: Tensor, progress: Progress) -> Tensor:

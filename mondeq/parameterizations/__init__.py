@@ -11,6 +11,7 @@ from mondeq.parameterizations.base import (
 )
 from mondeq.parameterizations.convolutional import Conv2d, MultiscaleConv2d
 from mondeq.parameterizations.dense import Dense
+from mondeq.parameterizations.interval import IntervalDense
 from mondeq.parameterizations.lipschitz_conv2d import LipschitzConv2d
 from mondeq.parameterizations.lipschitz_dense import LipschitzDense
 from mondeq.parameterizations.reflected import Reflected, ReflectedConv2d, ReflectedDense
@@ -20,6 +21,7 @@ __all__ = [
     "Conv2d",
     "Dense",
     "DenseInput",
+    "IntervalDense",
     "LipschitzConv2d",
     "LipschitzDense",
     "MultiscaleConv2d",

@@ -239,6 +239,16 @@ class Parameterization(nn.Module, ABC):
         """
         return None
 
+    def contraction(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """W, U and b, differentiable, of a parameterization with ‖W‖_∞ < 1 for every value of its weights.
+
+        The iteration of z ↦ σ(Wz + Ux + b) on boxes, and not only on states, then converges to one box.
+
+        Returns:
+            (n, n), (n, in_features) and (n,) in the dtype of the weights; None for all other parameterizations.
+        """
+        return None
+
     def check_contract(self) -> None:
         """Raise where this object may compute something else than it proves.
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from mondeq.norms import Ball, Norm
+from mondeq.norms import Ball, Box, Norm
 from mondeq.parameterizations import Noise
 from mondeq.registry import Registry
 from mondeq.settings import NoSettings
@@ -109,6 +109,35 @@ class Proof(ABC):
         out = self.enclose(ball)
         return out, moved.enclose(near).around(out.centre)
 
+    def enclose_box(self, box: Box) -> Box:
+        """A box that contains the exact output of every exact input in a box.
+
+        Args:
+            box: What contains the inputs, float64.
+
+        Returns:
+            What contains the outputs; its ends are infinite for samples of which nothing is proved.
+
+        Raises:
+            Unproved: This stage knows no boxes, as by default.
+        """
+        raise Unproved("knows no boxes")
+
+    def least_gaps(self, box: Box, chosen: Tensor) -> Tensor:
+        """Lower bounds on y_chosen − y_j for every input in a box and class j, for a stage that gives logits.
+
+        Args:
+            box: What contains the inputs, float64.
+            chosen: A class for every sample, (batch,).
+
+        Returns:
+            (batch, classes) float64.
+
+        Raises:
+            Unproved: This stage knows no boxes.
+        """
+        return least_gaps(self.enclose_box(box), chosen)
+
     def gaps(self) -> Tensor:
         """Bounds on |Δ(y_i − y_j)|/‖Δinput‖, for a stage that gives logits.
 
@@ -168,6 +197,20 @@ class Proof(ABC):
             The matrix, which takes flat inputs; None where there is none.
         """
         return None
+
+
+def least_gaps(box: Box, chosen: Tensor) -> Tensor:
+    """Lower bounds on y_chosen − y_j where logits are known to lie in a box.
+
+    Args:
+        box: What contains the logits, (batch, classes).
+        chosen: A class for every sample, (batch,).
+
+    Returns:
+        (batch, classes).
+    """
+    gaps = box.lower.gather(1, chosen[:, None]) - box.upper
+    return Box(gaps, gaps).widened(gaps.new_zeros(())).lower
 
 
 def _gap_gains(norm: Norm, shape: torch.Size) -> Tensor:
@@ -288,6 +331,37 @@ class Arithmetic(ABC):
         constant, out = self.lipschitz_estimate(norm, in_shape)
         gains = _gap_gains(out, self.out_shape(in_shape))
         return constant * (gains.to(constant) if isinstance(constant, Tensor) else gains)
+
+    def box_estimate(self, box: Box) -> Box:
+        """The box that contains the outputs for inputs in a box, differentiable in box and weights.
+
+        It steers training and proves nothing.
+
+        Args:
+            box: What contains the inputs, of the dtype and on the device of the weights.
+
+        Returns:
+            What contains the outputs, up to the tolerance of solves.
+
+        Raises:
+            Unproved: This piece knows no boxes, as by default.
+        """
+        raise Unproved(f"is a {type(getattr(self, 'module', self)).__name__}, which knows no boxes")
+
+    def least_gap_estimates(self, box: Box, chosen: Tensor) -> Tensor:
+        """Estimates of what `Proof.least_gaps` bounds, for a piece that gives logits, differentiable in the weights.
+
+        Args:
+            box: What contains the inputs.
+            chosen: A class for every sample, (batch,).
+
+        Returns:
+            (batch, classes).
+
+        Raises:
+            Unproved: This piece knows no boxes.
+        """
+        return least_gaps(self.box_estimate(box), chosen)
 
     def entries(self, in_shape: torch.Size) -> int:
         """How many numbers a sample takes at most on its way through.

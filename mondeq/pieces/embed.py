@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from mondeq.errors import ConfigError
-from mondeq.norms import Norm
+from mondeq.norms import Box, Norm
 from mondeq.pieces.base import PIECES, Piece, Proof
-from mondeq.pieces.pointwise import ExactProof
+from mondeq.pieces.pointwise import ExactProof, exact_box
 from mondeq.settings import Settings, Whole, setting
 from splitting import InvalidArgument
 
@@ -74,3 +74,6 @@ class PadChannels(Piece):
 
     def proofs(self, norm: Norm, in_shape: torch.Size) -> Sequence[Proof]:
         return [ExactProof(self, norm.euclidean(), Norm(), self.out_shape(in_shape))]
+
+    def box_estimate(self, box: Box) -> Box:
+        return exact_box(self, box)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,13 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import splitting
 from mondeq.errors import ConfigError
-from mondeq.norms import Ball, Norm
+from mondeq.norms import Ball, Box, Norm
 from mondeq.parameterizations import PARAMETERIZATIONS, Noise, Parameterization
-from mondeq.pieces.base import PIECES, Blocks, Proof
-from mondeq.pieces.linear import scaled_radius
+from mondeq.pieces.base import PIECES, Blocks, Proof, Unproved
+from mondeq.pieces.linear import linear_box, scaled_radius
 from mondeq.pieces.solved import SolvedPiece
 from mondeq.settings import Mapping, setting
 from mondeq.solving import LayerSettings, activation_settings, check_activation, solver_name
@@ -33,6 +35,9 @@ from splitting import (
     uncompiled,
     verified,
 )
+
+# Evaluating σ in float64 is taken to be right to this many units in the last place of the result.
+_ACTIVATION_ULPS = 4
 
 
 @dataclass(frozen=True)
@@ -230,6 +235,26 @@ class EquilibriumLayer(SolvedPiece):
         scale = _scale(norm, in_shape, linear)
         return linear.input_norm_estimate(scale) / linear.monotonicity_estimate(), Norm(linear.root_metric_estimate())
 
+    def box_estimate(self, box: Box) -> Box:
+        weights = self.linear.contraction()
+        if weights is None:
+            raise Unproved(f"has a {type(self.linear).__name__}, which knows no boxes; use mondeq.IntervalDense")
+        W, U, b = weights
+        prox = self.prox
+        source = linear_box(U, b, Box(box.lower.flatten(1), box.upper.flatten(1)))
+
+        def embedded(z: Tensor, source: Tensor, W: Tensor) -> Tensor:
+            half, middle = (z[:, 1] - z[:, 0]) / 2, (z[:, 1] + z[:, 0]) / 2
+            spread, value = functional.linear(half, W.abs()), functional.linear(middle, W)
+            return prox(torch.stack([value - spread, value + spread], 1) + source)
+
+        with full_precision(_device(W)):
+            ends = torch.stack([source.lower, source.upper], 1)
+            # The contraction makes plain iteration as good as any method.
+            problem = splitting.FixedPoint(embedded, ends, prox(ends.detach()), (W,))
+            z = splitting.equilibrium(problem, splitting.Iterate(), **self.options)
+        return Box(z[:, 0], z[:, 1])
+
     def _operator(self) -> tuple[splitting.Operator, splitting.Solver]:
         tensors, settings = _ingredients(self.linear)
         if self.training or any(map(is_transformed, tensors.values())):
@@ -336,6 +361,56 @@ class EquilibriumProof(Proof):
     def noise(self, scale: float, deviation: float) -> Noise | None:
         return self.linear.noise(scale, deviation)
 
+    def enclose_box(self, box: Box) -> Box:
+        """A box B with T(B) ⊆ B, where T is the network's map on boxes, rounded outward.
+
+        For every x in the given box the map z ↦ σ(Wz + Ux + b) takes B into B, so that it has a fixed point there
+        (Brouwer 1911), and since A is strongly monotone it has no other. How B was found is of no account: by steps of
+        T, as many as its contraction needs.
+
+        Args:
+            box: What contains the inputs, float64.
+
+        Returns:
+            What contains the states; its ends are infinite for samples for which T(B) ⊆ B did not come out.
+
+        Raises:
+            Unproved: The operator is no matrix, rows of |W| do not sum to less than 1, or m > 0 is not proved.
+        """
+        W, U, b, contraction = self._contraction
+        source = linear_box(U, b, Box(box.lower.flatten(1), box.upper.flatten(1)))
+        zero = b.new_zeros(())
+
+        def image(states: Box) -> Box:
+            moved = linear_box(W, None, states).plus(source)
+            return moved.through(self.layer.prox, ulps=_ACTIVATION_ULPS)
+
+        states = source.through(self.layer.prox)
+        for _ in range(_steps(contraction)):
+            states = image(states)
+        # What one more step moves is moved 1/(1 − contraction) times in all. Rounding moves ends to and fro.
+        further = image(states)
+        size = torch.maximum(_largest(states), _largest(source)) * verified.rounding_factor(4 * len(W))
+        apart = _largest(Box(states.lower - further.lower, states.upper - further.upper))
+        states = states.widened(2 * (apart + size) / (1 - contraction))
+        inside = image(states)
+        proved = states.contains(inside)[:, None]
+        return Box(inside.lower.where(proved, zero - torch.inf), inside.upper.where(proved, zero + torch.inf))
+
+    @cached_property
+    def _contraction(self) -> tuple[Tensor, Tensor, Tensor, float]:
+        """W, U, b in float64 and what rows of |W| sum to at most, by a computation that proves nothing."""
+        found = self.linear.blocks()
+        if found is None or not self.m > 0:
+            raise Unproved("has no proved equilibrium with an operator that is a matrix, and knows no boxes")
+        A, U = found
+        W = torch.eye(len(A), dtype=A.dtype, device=A.device) - A
+        contraction = float(W.abs().sum(1).amax())
+        if not contraction < 1:
+            raise Unproved(f"has rows of |W| that sum to {contraction:.3g}, and boxes need < 1; use IntervalDense")
+        nothing = U.new_zeros(1, self.linear.in_features)
+        return W, U, self.linear.source(nothing)[0], contraction
+
     def blocks(self) -> Blocks | None:
         found = self.linear.blocks()
         return None if found is None else Blocks(found[0], self.operator.metric, found[1] * self.scale)
@@ -345,6 +420,16 @@ def _entrywise(bound: Tensor, norm: Norm, like: Tensor) -> Tensor:
     """What entries of states may be, (batch, 1, …) or like states, whose norms are at most `bound` (batch,)."""
     column = bound.reshape(-1, *[1] * (like.ndim - 1))
     return column if norm.root is None else column / norm.root
+
+
+def _largest(box: Box) -> Tensor:
+    """The largest modulus of an end, (batch, 1)."""
+    return torch.maximum(box.lower.abs(), box.upper.abs()).amax(1, keepdim=True)
+
+
+def _steps(contraction: float) -> int:
+    """After how many steps a box is within 1e-6 of the equilibrium of boxes, relatively; a thousand at most."""
+    return min(math.ceil(math.log(1e-6) / math.log(max(contraction, 1e-6))), 1000)
 
 
 def _require_parameterization(linear: Any) -> None:

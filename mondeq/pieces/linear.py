@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mondeq.errors import ConfigError
-from mondeq.norms import Ball, Norm, spectral_estimate
+from mondeq.norms import Ball, Box, Norm, spectral_estimate
 from mondeq.pieces.base import PIECES, Adapter, Logits, Piece, Proof, Unproved
 from mondeq.settings import Settings, Truth, Whole, setting
 from splitting import InvalidArgument, Torus, norms, symbols, verified
@@ -56,6 +56,12 @@ class LinearProof(Proof):
         value = functional.linear(ball.centre, self.weight, self.bias)
         size = functional.linear(ball.centre.abs(), self.weight.abs(), self.bias.abs()).amax(1, keepdim=True)
         return Logits(value, self._gaps, ball.radius, 2 * self._rounding * size + 2 * self._vanished)
+
+    def enclose_box(self, box: Box) -> Box:
+        return linear_box(self.weight, self.bias, box)
+
+    def least_gaps(self, box: Box, chosen: Tensor) -> Tensor:
+        return linear_gaps(self.weight, self.bias, box, chosen)
 
     def rows(self) -> Tensor:
         return self.weight
@@ -123,6 +129,53 @@ class LinearPiece(Adapter):
 
     def gap_estimates(self, norm: Norm, in_shape: torch.Size) -> Tensor:
         return row_distances(_scaled(self.module.weight, norm))
+
+    def box_estimate(self, box: Box) -> Box:
+        return linear_box(self.module.weight, self.module.bias, box)
+
+    def least_gap_estimates(self, box: Box, chosen: Tensor) -> Tensor:
+        return linear_gaps(self.module.weight, self.module.bias, box, chosen)
+
+
+def linear_box(weight: Tensor, bias: Tensor | None, box: Box) -> Box:
+    """The image of a box under x ↦ W x + b, rounded outward and differentiable.
+
+    Args:
+        weight: W, (rows, n), right to a rounding of each entry.
+        bias: b, (rows,); None for 0.
+        box: What contains x, (batch, n).
+
+    Returns:
+        What contains W x + b, (batch, rows).
+    """
+    moduli, offset = weight.abs(), weight.new_zeros(len(weight)) if bias is None else bias
+    return box.affine(
+        lambda x: functional.linear(x, weight), lambda x: functional.linear(x, moduli), offset, weight.shape[1]
+    )
+
+
+def linear_gaps(weight: Tensor, bias: Tensor | None, box: Box, chosen: Tensor) -> Tensor:
+    """Lower bounds on y_chosen − y_j for y = W x + b and x in a box, rounded outward and differentiable.
+
+    The difference is bounded as a row w_chosen − w_j of its own, so that what moves both logits costs nothing.
+
+    Args:
+        weight: W, (classes, n).
+        bias: b, (classes,); None for 0.
+        box: What contains x, (batch, n).
+        chosen: A class for every sample, (batch,).
+
+    Returns:
+        (batch, classes).
+    """
+    offset = weight.new_zeros(len(weight)) if bias is None else bias
+    # Class by class: the rows of all samples at once would not fit in memory.
+    samples = [(chosen == label).nonzero()[:, 0] for label in range(len(weight))]
+    found = [
+        linear_box(weight[label] - weight, offset[label] - offset, Box(box.lower[own], box.upper[own])).lower
+        for label, own in enumerate(samples)
+    ]
+    return torch.cat(found)[torch.cat(samples).argsort()]
 
 
 def row_distances(matrix: Tensor) -> Tensor:
@@ -206,6 +259,12 @@ class NormalisedLinear(Piece):
     def gap_estimates(self, norm: Norm, in_shape: torch.Size) -> Tensor:
         return row_distances(_scaled(self.rows, norm))
 
+    def box_estimate(self, box: Box) -> Box:
+        return linear_box(self.rows, self.bias, box)
+
+    def least_gap_estimates(self, box: Box, chosen: Tensor) -> Tensor:
+        return linear_gaps(self.rows, self.bias, box, chosen)
+
 
 class _ConvolutionProof(Proof):
     """A zero-padded correlation is a part of the circular one on a torus k − 1 larger, whatever its stride."""
@@ -230,6 +289,9 @@ class _ConvolutionProof(Proof):
             verified.rounding_factor(terms) * verified.vector_norm(size) + terms * verified.UNDERFLOW * size[0].numel()
         )
         return Ball(value, scaled_radius(self.constant, ball.radius) + own, self.norm)
+
+    def enclose_box(self, box: Box) -> Box:
+        return _convolution_box(self.module, box)
 
 
 @dataclass(frozen=True)
@@ -304,6 +366,22 @@ class ConvolutionPiece(Adapter):
         if not plain or isinstance(module.padding, str):
             raise Unproved("is a Conv2d with groups, dilation or another padding than so many zeros; nothing is proved")
         return [_ConvolutionProof(module, norm, in_shape, self.out_shape(in_shape))]
+
+    def box_estimate(self, box: Box) -> Box:
+        return _convolution_box(self.module, box)
+
+
+def _convolution_box(module: Any, box: Box) -> Box:
+    """The image of a box under a correlation with zero padding."""
+    kernel, moduli = module.weight, module.weight.abs()
+    bias = kernel.new_zeros(len(kernel)) if module.bias is None else module.bias
+    options: dict[str, Any] = {"stride": module.stride, "padding": module.padding}
+    return box.affine(
+        lambda x: functional.conv2d(x, kernel, **options),
+        lambda x: functional.conv2d(x, moduli, **options),
+        bias[:, None, None],
+        kernel[0].numel(),
+    )
 
 
 def _check_weight(module: Any, shape: tuple[int, ...]) -> None:

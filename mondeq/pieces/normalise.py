@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mondeq import arguments
 from mondeq.errors import ConfigError
-from mondeq.norms import Ball, Norm
+from mondeq.norms import Ball, Box, Norm
 from mondeq.pieces.base import PIECES, Piece, Proof
 from mondeq.settings import Real, Settings, Several, setting
 from splitting import InvalidArgument, verified
@@ -126,6 +126,11 @@ class Normalise(Piece):
     def lipschitz_estimate(self, norm: Norm, in_shape: torch.Size) -> tuple[float, Norm]:
         return 1.0, self.scaled(norm)
 
+    def box_estimate(self, box: Box) -> Box:
+        # A difference is wrong by a rounding of itself, or by what leaves the normal numbers, and then divided.
+        _, std = self.constants(box.lower)
+        return box.through(self, ulps=2).widened(4 * torch.finfo(std.dtype).tiny / std)
+
     def scaled(self, norm: Norm) -> Norm:
         """The norm in which a normalised image is as large as the image was.
 
@@ -150,3 +155,6 @@ class _NormaliseProof(Proof):
         rounding = 4 * verified.rounding_factor(1) * ((ball.centre.abs() + mean.abs()) / std)
         own = self.norm.of(rounding) + self.out_shape.numel() * 4 * verified.UNDERFLOW
         return Ball(self.piece(ball.centre), ball.radius + own, self.norm)
+
+    def enclose_box(self, box: Box) -> Box:
+        return self.piece.box_estimate(box)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mondeq.errors import ConfigError
-from mondeq.norms import Ball, Norm
+from mondeq.norms import Ball, Box, Norm
 from mondeq.pieces.base import PIECES, Adapter, Arithmetic, Piece, Proof, Unproved
 from mondeq.pieces.linear import scaled_radius
 from mondeq.settings import Settings, Whole, setting
@@ -27,6 +27,14 @@ class _PoolProof(Proof):
         rounding = verified.rounding_factor(self.size**2 + 5) * verified.vector_norm(self.pool(ball.centre.abs()))
         own = rounding + self.out_shape.numel() * self.size**2 * verified.UNDERFLOW
         return Ball(self.pool(ball.centre), scaled_radius(self.constant, ball.radius) + own, self.norm)
+
+    def enclose_box(self, box: Box) -> Box:
+        return _pooled(self.pool, self.size, box)
+
+
+def _pooled(pool: nn.Module, size: int, box: Box) -> Box:
+    """The means of what lies in a box."""
+    return box.affine(pool, pool, box.lower.new_zeros(()), size**2)
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,9 @@ class AveragePool(_Averaging, Piece):
 
     def settings(self) -> PoolSettings:
         return PoolSettings(self.size)
+
+    def box_estimate(self, box: Box) -> Box:
+        return _pooled(self, self.size, box)
 
     @classmethod
     def make(cls, settings: Any, in_shape: torch.Size) -> AveragePool:
@@ -110,6 +121,9 @@ class AvgPool2dPiece(_Averaging, Adapter):
 
     def settings(self) -> PoolSettings:
         return PoolSettings(self.module.kernel_size)
+
+    def box_estimate(self, box: Box) -> Box:
+        return _pooled(self.module, self.module.kernel_size, box)
 
     @classmethod
     def make(cls, settings: Any, in_shape: torch.Size) -> nn.Module:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mondeq.norms import Ball, Norm
+from mondeq.norms import Ball, Box, Norm
 from mondeq.parameterizations import Readable
-from mondeq.pieces.base import PIECES, Proof
+from mondeq.pieces.base import PIECES, Proof, Unproved
 from mondeq.pieces.equilibrium import EquilibriumLayer, EquilibriumProof, EquilibriumSettings
-from mondeq.pieces.linear import LinearProof, scaled_radius
+from mondeq.pieces.linear import LinearProof, linear_box, linear_gaps, scaled_radius
 from splitting import InvalidType, verified
 
 
@@ -78,6 +78,18 @@ class ReadoutLayer(EquilibriumLayer):
 
     def lipschitz_estimate(self, norm: Norm, in_shape: torch.Size) -> tuple[float, Norm]:
         return self.linear.gain * norm.euclidean(), Norm()
+
+    def box_estimate(self, box: Box) -> Box:
+        return linear_box(*self._matrix(), super().box_estimate(box))
+
+    def least_gap_estimates(self, box: Box, chosen: Tensor) -> Tensor:
+        return linear_gaps(*self._matrix(), super().box_estimate(box), chosen)
+
+    def _matrix(self) -> tuple[Tensor, Tensor]:
+        readout = self.linear.readout
+        if readout is None:
+            raise Unproved("has a read-out that is no matrix, and knows no boxes")
+        return readout
 
 
 class _ReadoutProof(Proof):

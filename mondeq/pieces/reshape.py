@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mondeq.errors import ConfigError
-from mondeq.norms import Ball, Norm
+from mondeq.norms import Ball, Box, Norm
 from mondeq.pieces.base import PIECES, Adapter, Arithmetic, Piece, Proof
 from mondeq.settings import Settings, Whole, setting
 from splitting import InvalidArgument
@@ -28,6 +28,9 @@ class _MovedProof(Proof):
 
     def enclose(self, ball: Ball) -> Ball:
         return Ball(self.module(ball.centre), ball.radius, self.norm)
+
+    def enclose_box(self, box: Box) -> Box:
+        return box.through(self.module)
 
     def lift(self, rows: Tensor) -> Tensor:
         # The transpose of a selection puts entries back to where they were taken from.
@@ -58,6 +61,9 @@ class Moving(Arithmetic):
     def lipschitz_estimate(self, norm: Norm, in_shape: torch.Size) -> tuple[float, Norm]:
         (proof,) = self.proofs(norm, in_shape)
         return 1.0, proof.norm
+
+    def box_estimate(self, box: Box) -> Box:
+        return box.through(self.mover)
 
 
 class _TorchMover(Moving, Adapter):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mondeq.norms import Ball, Norm
+from mondeq.norms import Ball, Box, Norm
 from mondeq.parameterizations import Reflected
-from mondeq.pieces.base import PIECES, Proof
+from mondeq.pieces.base import PIECES, Proof, Unproved
 from mondeq.pieces.equilibrium import EquilibriumLayer, EquilibriumProof, EquilibriumSettings
 from mondeq.pieces.linear import scaled_radius
 from splitting import InvalidArgument, InvalidType, verified
@@ -70,6 +70,9 @@ class ResidualLayer(EquilibriumLayer):
 
     def proofs(self, norm: Norm, in_shape: torch.Size) -> Sequence[Proof]:
         return [_ResidualProof(self, norm, in_shape)]
+
+    def box_estimate(self, box: Box) -> Box:
+        raise Unproved("is a ResidualLayer, which knows no boxes")
 
     def lipschitz_estimate(self, norm: Norm, in_shape: torch.Size) -> tuple[Tensor | float, Norm]:
         return norm.euclidean(), Norm()

@@ -5,6 +5,7 @@ from mondeq.presets.certified import CertifiedPreset
 from mondeq.presets.classifier import Classifier, ModelConfig
 from mondeq.presets.convolutional import ConvPreset, MultiscalePreset
 from mondeq.presets.dense import DensePreset
+from mondeq.presets.interval import IntervalPreset
 from mondeq.presets.lipschitz import LipschitzPreset
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ConvPreset",
     "DensePreset",
     "Images",
+    "IntervalPreset",
     "LipschitzPreset",
     "ModelConfig",
     "MultiscalePreset",

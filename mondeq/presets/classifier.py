@@ -16,7 +16,7 @@ class ModelConfig:
     """A preset by name, what it is to classify, and its settings: all that makes a network but its weights.
 
     Args:
-        kind: A name in PRESETS: "dense", "lipschitz", "conv", "multiscale", "certified".
+        kind: A name in PRESETS: "dense", "lipschitz", "conv", "multiscale", "certified", "interval".
         **settings: Those of `Images` (image_shape, classes, mean, std, class_names) and of the preset, by name.
 
     Raises:

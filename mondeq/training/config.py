@@ -60,7 +60,7 @@ class TrainingConfig(Settings):
         decay_every: Epochs of "step".
         clip: Largest gradient norm, 0 for none.
         loss: A name in LOSSES.
-        radius: The ℓ2 radius (pixel units) that the loss asks margins for, 0 for plain cross-entropy.
+        radius: The radius (pixel units, in the norm of the loss) that margins are asked for, 0 for plain cross-entropy.
         ramp: The share of the steps over which the radius grows from 0.
         logit_scale: What logits are multiplied with before a cross-entropy, so that Lipschitz-bounded logits can
             express confidence.
@@ -83,7 +83,11 @@ class TrainingConfig(Settings):
     decay_every: int = setting(Whole(1), 10)
     clip: float = setting(NONNEGATIVE, 0.0, help="largest gradient norm; 0: no clipping")
     loss: str = setting(Choice(LOSSES), "margin")
-    radius: float = setting(NONNEGATIVE, 0.0, help="ℓ2 radius (pixels in [0, 1]) to train for; 0: plain cross-entropy")
+    radius: float = setting(
+        NONNEGATIVE,
+        0.0,
+        help="radius to train for (ℓ2; --loss interval: ℓ∞); 0: plain cross-entropy",
+    )
     ramp: float = setting(SHARE, 0.5, help="share of training over which the radius grows from 0")
     logit_scale: float = setting(POSITIVE, 1.0, help="factor on logits before the cross-entropy")
     shift: int = setting(Whole(0), 0, help="augment by moving images up to so many pixels")

@@ -16,7 +16,7 @@ def recipe(data: str, model: str, radius: float) -> dict[str, Any]:
     Args:
         data: The name of the data set.
         model: The name of the preset, which has recipes of its own.
-        radius: The ℓ2 radius to train for, in pixel units.
+        radius: The radius to train for, in pixel units and the norm of the loss.
 
     Returns:
         Entries of the preset and of TrainingConfig, by name.
@@ -28,5 +28,5 @@ def recipe(data: str, model: str, radius: float) -> dict[str, Any]:
     settings = dict(preset.certified_recipe if radius > 0 else preset.recipe)
     # Logits that are Lipschitz for every weight need the scale to express confidence at any radius.
     if radius > 0 or not preset.normalises:
-        settings["logit_scale"] = 6.0 if radius <= 1 else 4.0
+        settings.setdefault("logit_scale", 6.0 if radius <= 1 else 4.0)
     return settings | preset.digits_recipe if data == "digits" else settings

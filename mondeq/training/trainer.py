@@ -18,7 +18,7 @@ from mondeq import distributed
 from mondeq.data import Dataset, batches
 from mondeq.errors import ConfigError, TrainingError
 from mondeq.files import sole_writer
-from mondeq.losses import gap_estimates, margins
+from mondeq.losses import Progress
 from mondeq.network import Network
 from mondeq.pieces import SolvedPiece
 from mondeq.runs import WEIGHTS, write_tensors
@@ -76,7 +76,7 @@ class Trainer:
         classes = self.model.classes
         self._no_constants = torch.zeros(classes, classes, dtype=self.model.dtype, device=device)
         if (reason := self.loss.unsuited(self.model, config.radius)) is not None:
-            raise ConfigError(f"`loss` {config.loss} cannot train this network: {reason}; leave out the radius")
+            raise ConfigError(f"`loss` {config.loss} cannot train this network: {reason}; give another radius, or none")
         self.history: list[Epoch] = []
         self.generator = torch.Generator("cpu").manual_seed(config.seed)
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
@@ -159,16 +159,16 @@ class Trainer:
         """
         self.model.eval()
         tally = Tally(self.device)
-        constants = self._constants()
+        constants, progress = self._constants(), Progress(self.config.radius, self.config.logit_scale, 1.0)
         for images, labels in self.test:
             logits = self.model(images)
-            certified = (margins(logits, labels, constants, self.config.radius) > 0).sum()
-            tally.add(right=(logits.argmax(1) == labels).sum(), certified=certified, count=len(labels))
+            _, excess = self.loss.of_batch(self.model, images, labels, logits, constants, progress)
+            tally.add(right=(logits.argmax(1) == labels).sum(), certified=(excess > 0).sum(), count=len(labels))
         return tally.ratio("right", "count"), tally.ratio("certified", "count")
 
     def _constants(self) -> Tensor:
         """Those of the gaps of two logits; nobody asks for them where the radius is 0."""
-        return gap_estimates(self.model) if self.config.radius else self._no_constants
+        return self.loss.constants(self.model) if self.config.radius else self._no_constants
 
     @contextmanager
     def _prepared(self, monitor: Monitor) -> Iterator[None]:
@@ -212,7 +212,7 @@ class Trainer:
         config = self.config
         logits = parallel(images)
         progress, constants = config.progress(step, len(self.train)), self._constants()
-        loss = self.loss(logits, labels, constants, progress)
+        loss, excess = self.loss.of_batch(self.model, images, labels, logits, constants, progress)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if config.clip:
@@ -224,7 +224,7 @@ class Trainer:
             tally.add(
                 loss=loss.detach() * len(labels),
                 right=(logits.argmax(1) == labels).sum(),
-                certified=(margins(logits, labels, constants, progress.radius) > 0).sum(),
+                certified=(excess > 0).sum(),
                 count=len(labels),
             )
 

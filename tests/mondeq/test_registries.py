@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import mondeq
 from mondeq.formats import build, describe
-from mondeq.norms import Ball, Norm
-from mondeq.pieces import Arithmetic, Proof, arithmetic
+from mondeq.norms import Ball, Box, Norm
+from mondeq.pieces import Arithmetic, Proof, Unproved, arithmetic
 from mondeq.testing import check_lipschitz, check_unique_equilibrium
 
 every_piece = pytest.mark.parametrize("name", list(mondeq.PIECES))
@@ -96,8 +96,30 @@ def test_its_enclosure_contains_the_exact_output_of_all_of_a_ball(name: str) -> 
 
 
 @every_piece
+def test_its_box_contains_the_outputs_of_all_of_a_box_and_is_what_training_sees(name: str) -> None:
+    module, piece, shape = example(name)
+    x = torch.randn(20, *shape, dtype=torch.float64)
+    box = proved = Box.around(x, 0.1)
+    try:
+        for proof in piece.proofs(Norm(), shape):
+            proved = proof.enclose_box(proved)
+    except Unproved:
+        with pytest.raises(Unproved, match="boxes"):
+            piece.box_estimate(box)
+        return
+    with torch.no_grad():
+        # Equilibria that are looked at are solved to a tolerance.
+        seen, slack = piece.box_estimate(box), torch.tensor(1e-8, dtype=torch.float64)
+        for corner in (torch.zeros_like(x), *torch.randn(4, *x.shape, dtype=torch.float64).sign()):
+            out = module(x + 0.1 * corner)
+            assert bool(proved.widened(slack).contains(Box(out, out)).all())
+    torch.testing.assert_close(seen.lower, proved.lower, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(seen.upper, proved.upper, rtol=1e-5, atol=1e-5)
+
+
+@every_piece
 def test_a_shape_that_does_not_fit_is_named(name: str) -> None:
-    if name in ("identity", "relu", "flatten", "equilibrium", "readout"):  # these take any shape
+    if name in ("identity", "relu", "hardtanh", "flatten", "equilibrium", "readout"):  # these take any shape
         return
     with pytest.raises(mondeq.ConfigError, match="the piece `0`") as caught:
         mondeq.formats.build({"in_shape": [3, 5, 7, 11], "pieces": [{"piece": name, **settings_of(name)}]})

@@ -22,12 +22,14 @@ TINY: dict[str, dict[str, Any]] = {
     "lipschitz": {"features": 5},
     "conv": {"channels": (3,), "kernel_size": 1, "pool": 2},
     "multiscale": {"channels": (3,), "kernel_size": 1},
+    "interval": {"features": 5, "channels": (), "cut": 0.1},
 }
 SMALL: dict[str, dict[str, Any]] = {
     "dense": {"features": 6},
     "lipschitz": {"features": 6},
     "conv": {"channels": (3,), "pool": 2},
     "multiscale": {"channels": (2, 3)},
+    "interval": {"features": 6, "channels": (), "cut": 0.0},
 }
 Array = NDArray[Any]
 
