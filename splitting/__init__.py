@@ -20,6 +20,8 @@ from splitting.operators import (
     Operator,
     Resolvent,
     Torus,
+    correlate,
+    correlation_rounding,
     symbols,
 )
 from splitting.problems import FixedPoint, Inclusion, Problem
@@ -111,6 +113,8 @@ __all__ = [
     "check_resolvent",
     "constant",
     "contraction_factor",
+    "correlate",
+    "correlation_rounding",
     "equilibrium",
     "error_bound",
     "full_precision",

@@ -65,25 +65,27 @@ def count(least: int) -> Callable[[str], int]:
     return parse
 
 
-def load_data(name: str, data_dir: Path | None) -> data.Dataset:
+def load_data(name: str, data_dir: Path | None, extra: str | None = None) -> data.Dataset:
     """The data set; where there are several processes, the first downloads and decodes while the others wait.
 
     Args:
         name: Of the data set.
         data_dir: Where its files are or go; None for the usual places.
+        extra: The folder of further training images, None for none.
 
     Returns:
         The data set.
 
     Raises:
         ConfigError: There is none of that name.
-        DataError: Its files are missing or damaged.
+        DataError: Its files are missing or damaged, or further images do not fit.
     """
     if not distributed.is_main():
         distributed.wait()
-        return data.load(name, data_dir)
     dataset = data.load(name, data_dir)
-    distributed.wait()
+    dataset = dataset if extra is None else data.with_extra(dataset, extra)
+    if distributed.is_main():
+        distributed.wait()
     return dataset
 
 

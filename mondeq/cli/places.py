@@ -33,19 +33,20 @@ def portable(name: str) -> str:
     return name if place is None else f"{_FOLDER}{place.name or 'pictures'}"
 
 
-def local(name: str, data_dir: Path | None) -> dict[str, str]:
+def local(name: str, data_dir: Path | None, extra: str | None = None) -> dict[str, str]:
     """What local.json holds.
 
     Args:
         name: The name of the data set that the user gave.
         data_dir: The folder of the files of the data set, if one was given.
+        extra: The folder of further pictures, if one was given.
 
     Returns:
-        "data", the name with its whole path, if the data set is a folder of pictures, and "data_dir" if a folder was
-        given; nothing if there are no paths.
+        "data", the name with its whole path, if the data set is a folder of pictures, "extra" if there are further
+        ones, and "data_dir" if a folder was given; nothing if there are no paths.
     """
-    place = _pictures(name)
-    entries = {} if place is None else {"data": f"{_FOLDER}{place}"}
+    places = {"data": _pictures(name), "extra": None if extra is None else _pictures(extra)}
+    entries = {entry: f"{_FOLDER}{place}" for entry, place in places.items() if place is not None}
     return entries if data_dir is None else {**entries, "data_dir": str(_absolute(data_dir))}
 
 
@@ -70,7 +71,7 @@ def find(run: Path, data_dir: Path | None) -> tuple[str, Path | None]:
     if not isinstance(training, dict) or "data" not in training:
         raise ConfigError(f"{run / CONFIG} names no data set: the model was not saved by `mondeq train`")
     name = _entry(training, "data", "the name of a data set", run / CONFIG)
-    here = read_json(run / LOCAL) if (run / LOCAL).exists() else config
+    here = read_json(run / LOCAL) if _has_local(run) else config
     stored = _entry(here, "data_dir", "the path of a folder", run / (CONFIG if here is config else LOCAL))
     if name.startswith(_FOLDER):
         if data_dir is not None:
@@ -81,6 +82,32 @@ def find(run: Path, data_dir: Path | None) -> tuple[str, Path | None]:
         elif not Path(name.removeprefix(_FOLDER)).exists():
             raise ConfigError(f"where the pictures `{name}` of {run} are on this machine is not known; give --data-dir")
     return name, data_dir if data_dir is not None or not stored else Path(stored)
+
+
+def find_extra(run: Path, name: str | None) -> str | None:
+    """The further pictures of a run, to be loaded: where they were when it was begun.
+
+    Args:
+        run: The run folder.
+        name: Those that its settings name, None for none.
+
+    Returns:
+        What `mondeq.data.with_extra` takes, or None.
+
+    Raises:
+        ConfigError: Where they are is not known.
+        RunError: local.json cannot be read.
+    """
+    if name is None:
+        return None
+    place = _entry(read_json(run / LOCAL), "extra", "the path of a folder", run / LOCAL) if _has_local(run) else ""
+    if not place:
+        raise ConfigError(f"where the pictures `{name}` of {run} are on this machine is not known; give --extra")
+    return place
+
+
+def _has_local(run: Path) -> bool:
+    return (run / LOCAL).exists()
 
 
 def _pictures(name: str) -> Path | None:

@@ -139,7 +139,8 @@ def _run(options: argparse.Namespace, device: torch.device) -> None:
         clear_temporary(options.json.parent, options.json.name)
     if options.resume:
         (config, make), preset = _stored_config(options), None
-        dataset = load_data(*_stored_place(options))
+        extra = options.extra or places.find_extra(folder, config.extra)
+        dataset = load_data(*_stored_place(options), extra)
     else:
         settings, dataset = _new_run(options)
         config, make, preset = _new_config(settings, dataset)
@@ -267,8 +268,8 @@ def _new_run(options: argparse.Namespace) -> tuple[dict[str, Any], data.Dataset]
     if distributed.is_main():
         _check_free(options.out)
     if options.model is not None:
-        return _new_settings(options), load_data(options.data, options.data_dir)
-    dataset = load_data(options.data, options.data_dir)
+        return _new_settings(options), load_data(options.data, options.data_dir, options.extra)
+    dataset = load_data(options.data, options.data_dir, options.extra)
     # What certifies best at a radius: a stack for colours, one dense layer for what is small and grey.
     options.model = "certified" if dataset.train.images.shape[1] > 1 else "lipschitz"
     return _new_settings(options), dataset
@@ -346,6 +347,8 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that the user gave, by name."""
     names = {**_of_presets(), **_of_training(), **_of_losses()}
     values = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.extra is not None:
+        values["extra"] = places.portable(options.extra)
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
@@ -395,7 +398,7 @@ def _preset_config(settings: dict[str, Any], dataset: data.Dataset) -> ModelConf
 def _create(trainer: Trainer, options: argparse.Namespace, preset: ModelConfig | None) -> None:
     """Write the settings. Raises RunError where there are others, of a run that died before its first checkpoint."""
     if distributed.is_main():
-        local = places.local(options.data, options.data_dir)
+        local = places.local(options.data, options.data_dir, options.extra)
         extra = {} if preset is None else {"preset": preset.to_dict()}
         config = config_text(
             describe(trainer.model), **extra, training=trainer.config.to_dict(), version=mondeq.__version__

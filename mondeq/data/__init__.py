@@ -4,16 +4,17 @@ The names: scikit-learn's 8×8 digits (nothing to download), MNIST, Fashion-MNIS
 `folder:PATH` for pictures of one's own.
 """
 
+import dataclasses
 from pathlib import Path
 
 from mondeq.data.batches import Batches, batches
 from mondeq.data.catalogue import DATASETS, Loader
 from mondeq.data.dataset import Dataset, Split
-from mondeq.data.folder import load_folder
+from mondeq.data.folder import load_folder, load_training
 from mondeq.data.published import data_root
 from mondeq.errors import ConfigError
 
-__all__ = ["DATASETS", "Batches", "Dataset", "Loader", "Split", "batches", "load", "names"]
+__all__ = ["DATASETS", "Batches", "Dataset", "Loader", "Split", "batches", "load", "names", "with_extra"]
 
 _FOLDER = "folder:"
 
@@ -54,3 +55,27 @@ def load(name: str, data_dir: str | Path | None = None, *, download: bool = True
     if name not in DATASETS:
         raise ConfigError(f"`data` is {name!r}; it must be one of {', '.join(names())}")
     return DATASETS[name].load(root, download=download)
+
+
+def with_extra(dataset: Dataset, name: str) -> Dataset:
+    """A data set with further images to learn from, those under train/ of a folder of pictures.
+
+    Their classes are found by name and may be some of those of the data set. They are decoded once and memory-mapped
+    from the cache, as the pictures of `load`.
+
+    Args:
+        dataset: The data set.
+        name: "folder:PATH", PATH a directory or .zip with train/<class>/. Whatever lies beside train/ is passed over.
+
+    Returns:
+        The data set, with these images as `extra`.
+
+    Raises:
+        ConfigError: The name is none of a folder.
+        DataError: The folder does not exist or cannot be read, a file is out of place, undecodable or of another size
+            than the images of the data set, or a class is none of its classes.
+    """
+    if not isinstance(name, str) or not name.startswith(_FOLDER) or name == _FOLDER:
+        raise ConfigError(f"`extra` is {name!r}; it must be {_FOLDER}PATH, a folder of pictures")
+    extra = load_training(Path(name.removeprefix(_FOLDER)), dataset.classes)
+    return dataclasses.replace(dataset, extra=extra)

@@ -47,7 +47,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training and a test split of images of one shape; label k means `classes[k]`.
+    """A training and a test split of images of one shape, and perhaps more to learn from; label k means `classes[k]`.
 
     Args:
         name: What messages call the data set.
@@ -55,6 +55,7 @@ class Dataset:
         test: The split to judge by. Its images have the shape of those of `train`.
         classes: The names of the classes, different and showable. They are kept in the Unicode form NFC, in which equal
             names are equal strings.
+        extra: Further images to learn from, generated ones, say; None for none. Statistics are those of `train`.
 
     Raises:
         DataError: The names of the classes are not different, showable names, the image shapes of the splits differ, or
@@ -65,17 +66,22 @@ class Dataset:
     train: Split
     test: Split
     classes: tuple[str, ...]
+    extra: Split | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", class_names(self.classes, self.name))
-        for argument, split in (("train", self.train), ("test", self.test)):
+        splits = {"train": self.train, "test": self.test} | ({} if self.extra is None else {"extra": self.extra})
+        for argument, split in splits.items():
             if not isinstance(split, Split):
                 raise DataError(f"`{argument}` is a {type(split).__name__}; it must be a `Split`")
-        shapes = [tuple(split.images.shape[1:]) for split in (self.train, self.test)]
-        if shapes[0] != shapes[1]:
-            raise DataError(f"{self.name}: training images have shape {shapes[0]}, test images {shapes[1]}")
-        check_labels(self.train.labels, len(self.classes), f"{self.name}, train")
-        check_labels(self.test.labels, len(self.classes), f"{self.name}, test")
+        shapes = {argument: tuple(split.images.shape[1:]) for argument, split in splits.items()}
+        for argument in shapes:
+            if shapes[argument] != shapes["train"]:
+                raise DataError(
+                    f"{self.name}: training images have shape {shapes['train']}, {argument} images {shapes[argument]}"
+                )
+        for argument, split in splits.items():
+            check_labels(split.labels, len(self.classes), f"{self.name}, {argument}")
 
     @property
     def mean(self) -> tuple[float, ...]:

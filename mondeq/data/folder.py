@@ -46,19 +46,45 @@ def load_folder(name: str, path: Path) -> Dataset:
         DataError: The path does not exist or cannot be read, or a file is out of place, undecodable or not of the
             common size. The message names the first such file.
     """
+    split, layout = _load(path, _SPLITS)
+    images, labels, cut = split.images, split.labels, layout.train_count
+    return Dataset(name, Split(images[:cut], labels[:cut]), Split(images[cut:], labels[cut:]), layout.classes)
+
+
+def load_training(path: Path, classes: tuple[str, ...]) -> Split:
+    """The pictures under train/ in `path` alone, with the labels that their classes have among others.
+
+    Args:
+        path: A directory or a .zip with train/<class>/.
+        classes: The names of all classes.
+
+    Returns:
+        The images, memory-mapped from the cache as those of `load_folder`, and their labels.
+
+    Raises:
+        DataError: As of `load_folder`, or a class is none of `classes`.
+    """
+    split, layout = _load(path, _SPLITS[:1])
+    if strangers := [name for name in layout.classes if name not in classes]:
+        raise DataError(f"{path}: train/{strangers[0]} is none of the classes {', '.join(classes)}")
+    numbers = torch.tensor([classes.index(name) for name in layout.classes], device="cpu")
+    return Split(split.images, numbers[split.labels])
+
+
+def _load(path: Path, splits: tuple[str, ...]) -> tuple[Split, "_Layout"]:
+    """All pictures of some of the splits under `path`, and which is which."""
     path = Path(os.path.expanduser(path))
     with _open_tree(path) as tree:
-        layout = _arrange(tree.stamps, path)
-        place = _digest(path.resolve())
+        layout = _arrange(tree.stamps, splits, path)
+        # Of one folder the training pictures may be wanted alone and with the others.
+        place = _digest(path.resolve(), *(() if splits == _SPLITS else splits))
         content = _digest(_STORED_FORMAT, [(picture, tree.stamps[picture]) for picture in layout.pictures])
         stored = cache_directory() / "folders" / f"{place}-{content}.npy"
         remove_abandoned(stored.parent)
         sizes = {picture: tree.stamps[picture][0] for picture in layout.pictures}
         pixels = stored_pictures(stored, sizes, tree.opened, path)
     _remove_outdated(stored, f"{place}-*.npy")
-    images, labels = torch.from_numpy(pixels), torch.tensor(layout.labels, dtype=torch.int64, device="cpu")
-    cut = layout.train_count
-    return Dataset(name, Split(images[:cut], labels[:cut]), Split(images[cut:], labels[cut:]), layout.classes)
+    return Split(torch.from_numpy(pixels), torch.tensor(layout.labels, dtype=torch.int64, device="cpu")), layout
 
 
 @dataclass(frozen=True)
@@ -147,13 +173,14 @@ def _passed_over(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
 
 
-def _arrange(names: Iterable[str], where: Path) -> _Layout:
-    train, test = (_by_class(names, split, where) for split in _SPLITS)
-    if strangers := sorted(test.keys() - train.keys()):
-        raise DataError(f"{where}: test/{strangers[0]} has no counterpart in train; remove or rename it")
+def _arrange(names: Iterable[str], splits: tuple[str, ...], where: Path) -> _Layout:
+    train, *others = (_by_class(names, split, where) for split in splits)
+    for test in others:
+        if strangers := sorted(test.keys() - train.keys()):
+            raise DataError(f"{where}: test/{strangers[0]} has no counterpart in train; remove or rename it")
     classes = class_names(sorted(train), str(where))
     pictures, labels = [], []
-    for split in (train, test):
+    for split in (train, *others):
         for label, name in enumerate(classes):
             pictures += split.get(name, [])
             labels += [label] * len(split.get(name, []))
@@ -173,7 +200,7 @@ def _by_class(names: Iterable[str], split: str, where: Path) -> dict[str, list[s
         elif not name.endswith("/"):
             raise DataError(f"{where}: {name} is out of place; pictures belong directly into {split}/<class>/")
     if not folders:
-        raise DataError(f"{where} has no `{split}/<class>/`; PNG or JPEG pictures belong into train/ and test/")
+        raise DataError(f"{where} has no `{split}/<class>/`; PNG or JPEG pictures belong into {split}/")
     classes: dict[str, list[str]] = {}
     for folder, pictures in folders.items():
         if not pictures:

@@ -8,6 +8,7 @@ Jacobian is orthogonal wherever it has one.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from mondeq.errors import ConfigError
 from mondeq.parameterizations.base import PARAMETERIZATIONS, DenseInput, Parameterization, check_count, check_positive
 from mondeq.parameterizations.convolutional import ConvolutionalInput
 from mondeq.parameterizations.dense import GramSkewOperator
-from mondeq.parameterizations.kernels import gram_skew, promised_monotonicity, proved_monotonicity
+from mondeq.parameterizations.kernels import gram_skew, promised_monotonicity, proved_monotonicity, transposed
 from mondeq.settings import POSITIVE, Settings, Whole, setting
 from splitting import norms, verified
 
@@ -164,7 +165,7 @@ class ReflectedConv2dSettings(Settings):
 
 @PARAMETERIZATIONS.enrol("reflected-conv2d")
 class ReflectedConv2d(ConvolutionalInput, Reflected):
-    """y = x − Uᵀz for images: U and G are convolutions, z lives on a torus k − 1 larger, with a border of zeros.
+    """y = x − Uᵀz for images: U and G are convolutions, z lives on a torus (k − 1)/2 larger, where it is held at zero.
 
     It is 1-Lipschitz for every U, b, G, as ReflectedDense is.
 
@@ -210,14 +211,16 @@ class ReflectedConv2d(ConvolutionalInput, Reflected):
 
     def reserve(self) -> float:
         m, F = self._parts()
-        # ‖·‖₂ of a symbol is at most that of the sums of moduli over taps.
-        size = norms.frobenius(self.U.detach().double().abs().sum((2, 3)))
-        return _less_scaling(proved_monotonicity(m, F, self.G), size, self.U.dtype)
+        return _less_scaling(proved_monotonicity(m, F, self.G), self._moduli(), self.U.dtype)
+
+    def _moduli(self) -> float:
+        """An upper bound on ‖Û(ω)‖₂ at every frequency: that of the sums of moduli over taps."""
+        return norms.frobenius(self.U.detach().double().abs().sum((2, 3)))
 
     def _parts(self) -> tuple[Tensor, Tensor]:
-        """m and F = Uᵀ/√2. Where U puts the image is a shift, which UUᵀ does not see."""
+        """m and F = Uᵀ/√2."""
         m = torch.tensor(self.m, dtype=self.U.dtype, device=self.U.device)
-        return m, self.U.transpose(0, 1).flip(2, 3) * 0.5**0.5
+        return m, transposed(self.U) * 0.5**0.5
 
     def operator(self) -> splitting.ConvolutionOperator:
         m, F = self._parts()
@@ -225,27 +228,49 @@ class ReflectedConv2d(ConvolutionalInput, Reflected):
         return splitting.ConvolutionOperator(gram_skew(m, F, self.G), self.size, strong_monotonicity=known)
 
     def source(self, x: Tensor) -> Tensor:
-        field = self._source_field(self._input(x), self.U, self.b)
-        return field.view(*self.size, self.hidden, len(x)).permute(3, 2, 0, 1)
+        images = self._input(x).view(-1, *self.in_shape)
+        return splitting.correlate(self._bordered(images, self._border), self.U) + self.b[:, None, None]
+
+    def source_rounding(self, size: Tensor) -> Tensor:
+        relative, vanished = splitting.correlation_rounding(self.U, self.size)
+        bias = norms.frobenius(self.b.detach().double()) * math.sqrt(math.prod(self.size))
+        length, addition = verified.vector_norm(size), verified.rounding_factor(2, self.U.dtype)
+        return ((relative + addition * self._moduli()) * length + addition * bias) * (1 + 1e-12) + vanished
 
     def pull(self, z: Tensor) -> Tensor:
-        return _crop_transposed(z, self.U)
+        return self._bordered(splitting.correlate(z, transposed(self.U)), -self._border)
 
     def pull_rounding(self, z: Tensor) -> Tensor:
-        terms = self.hidden * self.kernel_size**2 + 4
-        size = _crop_transposed(z.double().abs(), self.U.detach().double().abs())
-        vanished = terms * self.in_features * torch.finfo(self.U.dtype).tiny
-        return verified.rounding_factor(terms, self.U.dtype) * verified.vector_norm(size) + vanished
+        relative, vanished = splitting.correlation_rounding(transposed(self.U), self.size)
+        return relative * verified.vector_norm(z) + vanished
+
+    @property
+    def _border(self) -> int:
+        """How much longer the sides of the torus are: what a tap reaches, so that none leads around it."""
+        return self.kernel_size // 2
+
+    def _torus_side(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size[0] + self._border, size[1] + self._border
+
+    @property
+    def inside(self) -> Tensor:
+        return _corner(self.image_size, self._border, self.U.device)
+
+    @staticmethod
+    def _bordered(images: Tensor, border: int) -> Tensor:
+        """Images with zeros at their far sides, or what is there taken away; the batch last in memory."""
+        return functional.pad(images.permute(2, 3, 1, 0), (0, 0, 0, 0, 0, border, 0, border)).permute(3, 2, 0, 1)
+
+
+@splitting.constant
+def _corner(size: tuple[int, int], border: int, device: torch.device) -> Tensor:
+    """Boolean (height, width): true but on the far sides of a torus."""
+    return functional.pad(torch.ones(size, dtype=torch.bool, device=device), (0, border, 0, border))
 
 
 def _less_scaling(bound: float, size: float, dtype: torch.dtype) -> float:
     """`bound` less what U/√2 has rounded: entries are right to two roundings, and so FᵀF to four of ½‖U‖²."""
     return verified.round_down(bound - 4 * verified.rounding_factor(2, dtype) * size * size)
-
-
-def _crop_transposed(z: Tensor, kernel: Tensor) -> Tensor:
-    """The transpose of the correlation of zero-padded images with all that overlaps them."""
-    return functional.conv_transpose2d(z, kernel, padding=kernel.shape[-1] - 1)
 
 
 def _orthogonal(weight: Tensor, m: float) -> None:

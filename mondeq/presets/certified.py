@@ -14,7 +14,7 @@ from torch import nn
 
 from mondeq.errors import ConfigError
 from mondeq.parameterizations import ReflectedConv2d, ReflectedDense
-from mondeq.pieces import NormalisedLinear, PadChannels, ResidualLayer
+from mondeq.pieces import Normalise, NormalisedLinear, PadChannels, ResidualLayer
 from mondeq.presets.base import PRESETS, Images, Preset
 from mondeq.settings import POSITIVE, Several, Whole, setting
 
@@ -24,7 +24,7 @@ from mondeq.settings import POSITIVE, Several, Whole, setting
 class CertifiedPreset(Preset):
     """Reflected convolutions after each halving of the resolution, reflected dense layers, a normalised head.
 
-    Pixels go in as they are: the constants are in pixels.
+    Pixels go in less their mean, and as long as they are: the constants are in pixels.
 
     Args:
         hidden: Units per position of the reflected convolutions, after each halving of the image.
@@ -62,7 +62,8 @@ class CertifiedPreset(Preset):
             raise ConfigError(
                 f"`hidden` halves images {len(self.hidden)} times, and {height}×{width} pixels cannot be; use fewer"
             )
-        pieces: dict[str, nn.Module] = {}
+        # Centred pixels: their mean is most of an image's length, and says nothing of it.
+        pieces: dict[str, nn.Module] = {"normalise": Normalise(images.mean, images.std)}
         for level, hidden in enumerate(self.hidden):
             channels, height, width = 4 * channels, height // 2, width // 2
             pieces[f"unshuffle{level}"] = nn.PixelUnshuffle(2)

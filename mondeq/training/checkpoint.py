@@ -1,4 +1,4 @@
-"""What `--resume` needs, in one safetensors file: weights, optimiser moments, generator, history.
+"""What `--resume` needs, in one safetensors file: weights, their averages, optimiser moments, generator, history.
 
 It is the truth about a run, replaced in one step after every epoch; the other files of a run follow from it.
 """
@@ -26,7 +26,12 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def write(
-    path: Path, model: Network, optimizer: torch.optim.Optimizer, generator: torch.Generator, history: list[Epoch]
+    path: Path,
+    model: Network,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    averages: dict[str, Tensor],
+    history: list[Epoch],
 ) -> None:
     """Write the state after an epoch, in one atomic step: an interrupted write leaves the one before.
 
@@ -35,12 +40,14 @@ def write(
         model: The network.
         optimizer: Its optimiser.
         generator: The random numbers of the run.
+        averages: Those of the weights by name, none where none are kept.
         history: A row for every epoch that is finished.
 
     Raises:
         OSError: It cannot be written.
     """
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"average.{k}": v for k, v in averages.items()}
     for number, entry in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in entry.items()}
     tensors["generator"] = generator.get_state()
@@ -52,6 +59,7 @@ def read(
     model: Network,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
+    averages: dict[str, Tensor],
     *,
     epochs: int,
     steps: int,
@@ -65,6 +73,7 @@ def read(
         model: The network, whose weights are replaced.
         optimizer: Its optimiser, whose moments are replaced.
         generator: The random numbers of the run, which are set.
+        averages: Those of the weights by name, which are replaced; none where the run keeps none.
         epochs: How many the run has.
         steps: How many an epoch has.
 
@@ -75,15 +84,15 @@ def read(
         RunError: The file does not fit; nothing is changed then.
     """
     tensors = read_tensors(path)
-    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    weights, means, rest = (_taken(tensors, prefix) for prefix in ("model.", "average.", ""))
     check_tensors(weights, dict(model.state_dict()), path)
+    check_tensors(means, averages, path)
     # Whatever may be wrong with a foreign file: it is told in one line.
     try:
         with safe_open(path, "pt") as file:
             history = _history(json.loads(file.metadata()["history"]), epochs)
-        rest = {k: v for k, v in tensors.items() if not k.startswith("model.")}
         moments = _moments(rest, optimizer, len(history), steps)
-        state = tensors["generator"]
+        state = rest["generator"]
         torch.Generator().set_state(state)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError | TypeError) else str(error)
@@ -92,9 +101,16 @@ def read(
             "train again with another --out"
         ) from None
     model.load_state_dict(weights)
+    for name, mean in means.items():
+        averages[name].copy_(mean)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     generator.set_state(state)
     return history
+
+
+def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin with `prefix`, without it; they are taken out."""
+    return {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
 
 
 def _history(rows: Any, epochs: int) -> list[Epoch]:

@@ -15,15 +15,24 @@ from mondeq.settings import (
     SHARE,
     Choice,
     Mapping,
+    Optional,
+    Real,
     Settings,
     Text,
     Truth,
     Whole,
     setting,
 )
+from mondeq.training.augmentation import AUGMENTATIONS
 
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("one-cycle", "step", "constant")
+AVERAGES = ("none", "ema", "swa")
+
+# Of moving averages: at most so much is kept of the average at a step, and a tenth of all steps counts at first.
+_DECAY, _WINDOW = 0.999, 10
+# Stochastic weight averaging begins after this share of all steps.
+_SWA_BEGINS = 0.75
 
 
 def is_file_name(value: object) -> TypeGuard[str]:
@@ -61,11 +70,17 @@ class TrainingConfig(Settings):
         clip: Largest gradient norm, 0 for none.
         loss: A name in LOSSES.
         radius: The radius (pixel units, in the norm of the loss) that margins are asked for, 0 for plain cross-entropy.
+        radius_factor: What the loss asks for in the end is so many times `radius`, at which test images are judged.
         ramp: The share of the steps over which the radius grows from 0.
         logit_scale: What logits are multiplied with before a cross-entropy, so that Lipschitz-bounded logits can
             express confidence.
         shift: Images are moved by up to so many pixels (pad and crop).
         flip: Images are mirrored left to right at random.
+        augment: "rand" distorts images by RandAugment, which needs torchvision; "none".
+        average: What is tested and kept: "ema", a moving average of the weights; "swa", their mean over the last
+            quarter of the steps; "none", the weights themselves.
+        extra: The name of a folder of further training images, None for none.
+        extra_share: The share of them in every batch.
         seed: Of all random numbers.
         loss_settings: Settings of the loss, by name.
 
@@ -88,10 +103,23 @@ class TrainingConfig(Settings):
         0.0,
         help="radius to train for (ℓ2; --loss interval: ℓ∞); 0: plain cross-entropy",
     )
+    radius_factor: float = setting(POSITIVE, 1.0, help="the loss asks for so many times --radius in the end")
     ramp: float = setting(SHARE, 0.5, help="share of training over which the radius grows from 0")
     logit_scale: float = setting(POSITIVE, 1.0, help="factor on logits before the cross-entropy")
     shift: int = setting(Whole(0), 0, help="augment by moving images up to so many pixels")
     flip: bool = setting(Truth(), False, help="augment by mirroring images left to right")
+    augment: str = setting(Choice(AUGMENTATIONS), "none", help="rand: RandAugment (needs mondeq[augment])")
+    average: str = setting(
+        Choice(AVERAGES), "none", help="test and keep average weights: ema, moving; swa, of the last quarter"
+    )
+    extra: str | None = setting(
+        Optional(Text("the name of a folder of pictures", is_file_name)),
+        None,
+        help="folder:PATH of further training images, generated ones, say",
+    )
+    extra_share: float = setting(
+        Real("in (0, 1)", lambda value: 0 < value < 1), 0.75, help="share of --extra in a batch (default 0.75)"
+    )
     seed: int = setting(Whole(0), 0)
     loss_settings: dict[str, Any] = setting(Mapping(), {})
 
@@ -158,6 +186,25 @@ class TrainingConfig(Settings):
             Where training stands.
         """
         total = self.epochs * steps_per_epoch
-        rise = self.ramp * total
-        radius = self.radius if step >= rise else self.radius * step / rise
+        rise, last = self.ramp * total, self.radius_factor * self.radius
+        radius = last if step >= rise else last * step / rise
         return Progress(radius, self.logit_scale, step / total)
+
+    def average_share(self, step: int, steps_per_epoch: int) -> float:
+        """What the weights after a step count for in their average: average + share·(weights − average).
+
+        It is a function of nothing else, so that runs resume exactly. Of moving averages the window is a tenth of the
+        steps so far, and no more than a thousand. Source of the other: Izmailov, Podoprikhin, Garipov, Vetrov & Wilson
+        2018, arXiv 1803.05407, here with every step instead of every epoch.
+
+        Args:
+            step: The number of the step in the run, from 0.
+            steps_per_epoch: How many an epoch has.
+
+        Returns:
+            A share in (0, 1]; at 1 the average is the weights.
+        """
+        if self.average == "ema":
+            return 1 - min(_DECAY, (1 + step) / (_WINDOW + step))
+        taken = step - math.ceil(_SWA_BEGINS * self.epochs * steps_per_epoch)
+        return 1 / (1 + max(taken, 0)) if self.average == "swa" else 1.0

@@ -23,6 +23,7 @@ from mondeq.network import Network
 from mondeq.pieces import SolvedPiece
 from mondeq.runs import WEIGHTS, write_tensors
 from mondeq.training import checkpoint
+from mondeq.training.augmentation import distortion
 from mondeq.training.config import TrainingConfig
 from mondeq.training.progress import Epoch, Tally
 from splitting import ConvergenceWarning, Monitor, Solver, SplittingError
@@ -37,18 +38,20 @@ class Trainer:
 
     Two runs with the same configuration, data and machine give the same weights to the bit, whether or not they were
     interrupted and resumed. Weights with requires_grad_(False) stay as they are; a run is resumed with the same ones
-    frozen.
+    frozen. Where the configuration asks for average weights, these are tested and published, and left in the network
+    when training is complete.
 
     Args:
         model: The network, which is moved to `device`.
-        dataset: What to train and test on.
+        dataset: What to train and test on, with further images where the configuration names some.
         config: How.
         folder: Where checkpoints and weights go.
         device: Where to compute.
         on_epoch: Called with every new row of history, on the main process.
 
     Raises:
-        ConfigError: All weights are frozen, or images are smaller than the shift.
+        ConfigError: All weights are frozen, images are smaller than the shift or no torchvision for them is there,
+            the data have other further images than the configuration says, or batches are too small to be mixed.
     """
 
     def __init__(
@@ -71,6 +74,9 @@ class Trainer:
         config.check_images(*dataset.train.images.shape[2:])
         if not any(p.requires_grad for p in model.parameters()):
             raise ConfigError("`model` has no weight to train: all are frozen; call requires_grad_(True) on some")
+        if (config.extra is None) != (dataset.extra is None):
+            found = "none" if dataset.extra is None else "some"
+            raise ConfigError(f"`extra` is {config.extra!r}, and the data have {found}; see mondeq.data.with_extra")
         self.on_epoch = on_epoch
         self.loss = config.make_loss()
         classes = self.model.classes
@@ -81,10 +87,20 @@ class Trainer:
         self.generator = torch.Generator("cpu").manual_seed(config.seed)
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
         self.optimizer = kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        averaged = [] if config.average == "none" else model.named_parameters()
+        self.averages = {name: weight.detach().clone() for name, weight in averaged}
         ranks, world = distributed.rank(), distributed.world_size()
         share = max(config.batch_size // world, 1)
         self.train = batches(
-            dataset.train, share, generator=self.generator, device=device, rank=ranks, world_size=world
+            dataset.train,
+            share,
+            generator=self.generator,
+            device=device,
+            rank=ranks,
+            world_size=world,
+            extra=dataset.extra,
+            extra_share=config.extra_share,
+            transform=distortion(config.augment, dataset.train.images.shape[1], self.generator),
         )
         # As many images as fit tens of millions of state entries, at most 1000.
         fitting = min(max(_EVALUATION_ENTRIES // model.largest, 1), 1000)
@@ -101,17 +117,19 @@ class Trainer:
             self.model,
             self.optimizer,
             self.generator,
+            self.averages,
             epochs=self.config.epochs,
             steps=len(self.train),
         )
 
     def publish(self) -> None:
-        """Write the weights as they are to model.safetensors.
+        """Write the weights as they are, or their average, to model.safetensors.
 
         Raises:
             OSError: They cannot be written.
         """
-        write_tensors(self.folder / WEIGHTS, self.model.state_dict())
+        with self._averaged():
+            write_tensors(self.folder / WEIGHTS, self.model.state_dict())
 
     def run(self) -> list[Epoch]:
         """Train the epochs that are left.
@@ -135,6 +153,7 @@ class Trainer:
                 if distributed.is_main():
                     self.on_epoch(row)
                     _warn_of_unconverged(row)
+        _assign(self.model, self.averages)
         return self.history
 
     def _epoch(self, epoch: int, parallel: torch.nn.Module) -> Epoch:
@@ -145,7 +164,8 @@ class Trainer:
                 self._train_epoch(epoch, parallel, tally)
             if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
                 raise TrainingError(f"epoch {epoch} broke off: {self._cause()}; {self._kept()}")
-            accuracy, certified = self.evaluate()
+            with self._averaged():
+                accuracy, certified = self.evaluate()
         except (SplittingError, LinAlgError) as error:
             raise TrainingError(f"epoch {epoch} broke off: {error}; {self._cause()}; {self._kept()}") from None
         return self._row(epoch, tally, accuracy, certified, time.perf_counter() - started)
@@ -169,6 +189,16 @@ class Trainer:
     def _constants(self) -> Tensor:
         """Those of the gaps of two logits; nobody asks for them where the radius is 0."""
         return self.loss.constants(self.model) if self.config.radius else self._no_constants
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The network with its average weights, where there are any: what is tested and published."""
+        kept = {name: self.model.get_parameter(name).detach().clone() for name in self.averages}
+        _assign(self.model, self.averages)
+        try:
+            yield
+        finally:
+            _assign(self.model, kept)
 
     @contextmanager
     def _prepared(self, monitor: Monitor) -> Iterator[None]:
@@ -221,6 +251,9 @@ class Trainer:
             group["lr"] = config.learning_rate(step, len(self.train))
         self.optimizer.step()
         with torch.no_grad():
+            share = config.average_share(step, len(self.train))
+            for name, average in self.averages.items():
+                average.lerp_(self.model.get_parameter(name), share)
             tally.add(
                 loss=loss.detach() * len(labels),
                 right=(logits.argmax(1) == labels).sum(),
@@ -281,10 +314,18 @@ class Trainer:
     def _save(self, history: list[Epoch]) -> None:
         """Make the state after the last epoch of `history` the run's: the checkpoint decides, the weights follow."""
         if distributed.is_main():
-            checkpoint.write(self.folder / checkpoint.NAME, self.model, self.optimizer, self.generator, history)
+            path = self.folder / checkpoint.NAME
+            checkpoint.write(path, self.model, self.optimizer, self.generator, self.averages, history)
             self.publish()
         self.history = history
         distributed.wait()
+
+
+@torch.no_grad()
+def _assign(model: Network, weights: dict[str, Tensor]) -> None:
+    """Give some weights of a network other values, by name."""
+    for name, value in weights.items():
+        model.get_parameter(name).copy_(value)
 
 
 def _warn_of_unconverged(row: Epoch) -> None:

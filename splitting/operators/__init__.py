@@ -1,6 +1,7 @@
 """Linear operators A of the inclusion 0 ∈ A z − c + ∂f(z)."""
 
 from splitting.operators.base import Adjoint, Operator, Resolvent
+from splitting.operators.correlation import correlate, correlation_rounding
 from splitting.operators.dense import DenseOperator
 from splitting.operators.inverse import Probe, judged_later
 from splitting.operators.layout import Layout
@@ -17,5 +18,7 @@ __all__ = [
     "Probe",
     "Resolvent",
     "Torus",
+    "correlate",
+    "correlation_rounding",
     "judged_later",
 ]

@@ -49,6 +49,20 @@ def test_its_gradient_is_that_of_finite_differences_and_larger_gaps_cost_less(na
         assert float(gradient.flatten()[index]) == pytest.approx((moved[0] - moved[1]) / 2e-6, rel=1e-5, abs=1e-8)
 
 
+@every_loss
+def test_a_larger_radius_asks_for_more_where_a_smaller_one_is_reached(name: str) -> None:
+    """So that the radius of training may grow beyond the one of the test.
+
+    The sample is certified at 1.5, and its label is pulled up beside one that is wrong by as much.
+    """
+    pulls = {}
+    for radius in (1.0, 3.0):
+        logits = torch.cat([LOGITS[:1], -LOGITS[:1]]).requires_grad_()
+        (gradient,) = torch.autograd.grad(mondeq.LOSSES[name]()(logits, LABELS, CONSTANTS, now(radius)), logits)
+        pulls[radius] = float(gradient[0, 0] / gradient[1, 0])
+    assert 0 < 1.2 * pulls[1.0] < pulls[3.0]
+
+
 def test_emma_moves_rivals_up_to_the_label_and_no_further() -> None:
     """Where all gaps exceed the reach it is the margin loss; where not, moved rivals are level with the label."""
     far = LOGITS[:1]

@@ -20,7 +20,7 @@ from mondeq import ACTIVATIONS, SOLVERS
 from mondeq.bounds import Chain, Product, best_pairs
 from mondeq.data import Dataset
 from mondeq.errors import ConfigError, RunError, TrainingError
-from mondeq.losses import Margin, Progress, gap_estimates
+from mondeq.losses import Margin, Progress, gap_estimates, margins
 from mondeq.network import exact_copy
 from mondeq.runs import WEIGHTS, read_tensors
 from mondeq.training import Epoch, Trainer, TrainingConfig, checkpoint
@@ -169,6 +169,23 @@ def test_the_radius_ramps_up_linearly(ramp: float, half: int) -> None:
     assert np.allclose(np.diff(radii[: 2 * half]), 0.4 / (2 * half))
 
 
+def test_the_radius_may_grow_beyond_that_of_the_test() -> None:
+    config = TrainingConfig(data="x", epochs=10, radius=0.4, radius_factor=3.0)
+    radii = [config.progress(step, 10).radius for step in range(100)]
+    assert radii[0] == 0
+    assert radii[25] == pytest.approx(0.6)
+    assert radii[50:] == [pytest.approx(1.2)] * 50
+
+
+def test_test_images_are_judged_at_the_radius_of_the_test(data: Dataset, tmp_path: Path) -> None:
+    """Whatever the loss asks for."""
+    trainer = trained(data, tmp_path, radius=0.02, radius_factor=4.0, ramp=0.0, lr=3e-2, epochs=6)
+    with torch.no_grad():
+        logits, constants = trainer.model(data.test.images.float() / 255), gap_estimates(trainer.model)
+    shares = [float((margins(logits, data.test.labels, constants, r) > 0).double().mean()) for r in (0.02, 0.08)]
+    assert trainer.history[-1].certified_estimate == shares[0] > shares[1]
+
+
 def test_no_ramp() -> None:
     config = TrainingConfig(data="x", epochs=2, radius=0.4, ramp=0.0)
     assert [config.progress(step, 3).radius for step in range(6)] == [0.4] * 6
@@ -216,6 +233,10 @@ def test_the_optimizer_gets_the_scheduled_rates(data: Dataset, tmp_path: Path, m
         ({"shift": -1}, "`shift` must be"),
         ({"shift": 1.5}, "`shift` must be"),
         ({"seed": -1}, "`seed` must be"),
+        ({"radius_factor": 0}, "`radius_factor` must be a finite number > 0, got 0"),
+        ({"augment": "auto"}, "`augment` must be one of none, rand, got 'auto'"),
+        ({"extra": ""}, "`extra` must be the name of a folder of pictures, got ''"),
+        ({"extra_share": 1}, r"`extra_share` must be in \(0, 1\), got 1"),
         ({"ramp": 1.1}, r"`ramp` must be in \[0, 1\], got 1.1"),
         ({"optimizer": "sgd"}, "`optimizer` must be one of adam, adamw, got 'sgd'"),
         ({"schedule": "cosine"}, "`schedule` must be one of one-cycle, step, constant, got 'cosine'"),
