@@ -1,6 +1,13 @@
 """Free weights in, strongly monotone operators out."""
 
-from mondeq.parameterizations.base import PARAMETERIZATIONS, DenseInput, Parameterization, Readable, StronglyMonotone
+from mondeq.parameterizations.base import (
+    PARAMETERIZATIONS,
+    Correlations,
+    DenseInput,
+    Parameterization,
+    Readable,
+    StronglyMonotone,
+)
 from mondeq.parameterizations.convolutional import Conv2d, MultiscaleConv2d
 from mondeq.parameterizations.dense import Dense
 from mondeq.parameterizations.lipschitz_dense import LipschitzDense
@@ -9,6 +16,7 @@ from mondeq.parameterizations.reflected import Reflected, ReflectedConv2d, Refle
 __all__ = [
     "PARAMETERIZATIONS",
     "Conv2d",
+    "Correlations",
     "Dense",
     "DenseInput",
     "LipschitzDense",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import splitting
 from mondeq.errors import ConfigError
 from mondeq.norms import Ball, Norm
-from mondeq.parameterizations import PARAMETERIZATIONS, Parameterization
+from mondeq.parameterizations import PARAMETERIZATIONS, Correlations, Parameterization
 from mondeq.pieces.base import PIECES, Blocks, Proof
 from mondeq.pieces.linear import scaled_radius
 from mondeq.pieces.solved import SolvedPiece
@@ -302,6 +302,9 @@ class EquilibriumProof(Proof):
     def blocks(self) -> Blocks | None:
         found = self.linear.blocks()
         return None if found is None else Blocks(found[0], self.operator.metric, found[1] * self.scale)
+
+    def correlations(self) -> Correlations | None:
+        return self.linear.correlations(self.scale)
 
 
 def _require_parameterization(linear: Any) -> None:
