@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
 from torch import Tensor
 
 from mondeq import arguments
 from mondeq.bounds.base import BOUNDS, Bound, BoundMethod, Chain, Method, best_pairs
+from mondeq.bounds.frequencies import PerFrequency
 from mondeq.bounds.local import local_jacobian_bound, local_jacobian_norms
-from mondeq.bounds.matrix_inequality import MatrixInequality, OptimisedMetric
+from mondeq.bounds.matrix_inequality import MatrixInequality
+from mondeq.bounds.optimised_metric import OptimisedMetric
 from mondeq.bounds.product import Product
+from mondeq.bounds.slopes import Slopes
+from mondeq.bounds.stack import Stack
 from mondeq.modes import proving
 from mondeq.network import Network
 
@@ -43,10 +52,17 @@ def lipschitz_bounds(
         arguments.check_images(chain.exact.in_shape, images)
     with proving(chain.exact.device):
         methods = {name: kind() for name, kind in BOUNDS.items()}
-        bounds = {name: method.bound(chain) for name, method in methods.items() if method.unsuited(chain) is None}
+        suited = {name: method for name, method in methods.items() if method.unsuited(chain) is None}
+        bounds = {name: _timed(partial(method.bound, chain)) for name, method in suited.items()}
         if images is not None:
-            bounds["local Jacobian"] = local_jacobian_bound(chain.exact, images)
+            bounds["local Jacobian"] = _timed(partial(local_jacobian_bound, chain.exact, images))
     return bounds
+
+
+def _timed(compute: Callable[[], Bound]) -> Bound:
+    start = time.perf_counter()
+    bound = compute()
+    return replace(bound, seconds=time.perf_counter() - start)
 
 
 __all__ = [
@@ -57,7 +73,10 @@ __all__ = [
     "MatrixInequality",
     "Method",
     "OptimisedMetric",
+    "PerFrequency",
     "Product",
+    "Slopes",
+    "Stack",
     "best_pairs",
     "lipschitz_bounds",
     "local_jacobian_bound",

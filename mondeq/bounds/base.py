@@ -39,6 +39,7 @@ class Bound:
         owner: The fingerprint of the network that it was proved for; empty for estimates.
         norm: That of changes of the input, a name in NORMS.
         seal: Of owner, norm and pairs, by which a certificate knows that they are as they were proved.
+        seconds: How long it took, where `lipschitz_bounds` computed it.
     """
 
     value: float
@@ -49,6 +50,7 @@ class Bound:
     owner: str = ""
     norm: str = "l2"
     seal: str = ""
+    seconds: float = math.nan
 
     @property
     def is_certified(self) -> bool:

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # public, but not listed in its stub
 
 from mondeq.bounds.base import BOUNDS, Bound, BoundMethod, Chain
-from mondeq.bounds.product import ASSUMPTIONS
-from mondeq.pieces import Blocks
-from splitting import InvalidArgument, norms, verified
+from mondeq.bounds.product import concluded
+from mondeq.bounds.states import MISSING, States, last, required
+from splitting import norms, verified
 
 
 @BOUNDS.enrol("matrix inequality")
@@ -29,49 +29,10 @@ class MatrixInequality(BoundMethod):
     """
 
     def unsuited(self, chain: Chain) -> str | None:
-        return None if _setting(chain) is not None else "no dense equilibrium whose states go straight to the logits"
+        return MISSING if last(chain) is None else None
 
     def bound(self, chain: Chain) -> Bound:
         return prove(chain, None)
-
-
-@BOUNDS.enrol("matrix inequality, optimised metric")
-class OptimisedMetric(BoundMethod):
-    """The same with a metric that is searched for, where the operator has none to begin with."""
-
-    def unsuited(self, chain: Chain) -> str | None:
-        setting = _setting(chain)
-        if setting is None:
-            return "no dense equilibrium whose states go straight to the logits"
-        if setting.blocks.metric is not None:
-            return "the operator has a metric of its own"
-        size = len(setting.blocks.matrix)
-        return None if size <= LARGEST_SEARCH else f"{size} units, and the search takes minutes beyond {LARGEST_SEARCH}"
-
-    def bound(self, chain: Chain) -> Bound:
-        return prove(chain, optimised_metric(chain))
-
-
-@dataclass(frozen=True, eq=False)
-class _Setting:
-    """The last equilibrium of a network: its matrices, the read-out C, the constant of what comes before it."""
-
-    blocks: Blocks
-    head: Tensor
-    trunk: float
-
-
-def _setting(chain: Chain) -> _Setting | None:
-    """None where the last equilibrium has no matrices, or its states do not go straight to linear logits."""
-    head = chain.stages[-1].rows()
-    for number in reversed(range(len(chain.stages) - 1)):
-        if head is None:
-            return None
-        stage = chain.stages[number]
-        if (blocks := stage.blocks()) is not None:
-            return _Setting(blocks, head, chain.constant(chain.stages[:number]))
-        head = stage.lift(head)
-    return None
 
 
 def prove(chain: Chain, metric: Tensor | None) -> Bound:
@@ -82,109 +43,23 @@ def prove(chain: Chain, metric: Tensor | None) -> Bound:
         metric: (n,), positive; by default the operator's own.
 
     Returns:
-        The bound; inf where nothing is proved.
+        The bound. Where nothing is proved it is the product bound, and says so.
 
     Raises:
         InvalidArgument: The network is none of that kind.
     """
-    setting = _required(chain)
-    head = setting.head
-    pairs = head.new_zeros(len(head), len(head))
+    states = required(chain)
     try:
-        value = _constants(_Problem.of(setting.blocks, metric), head, pairs)
+        problem = Problem.of(states, metric)
+        value, *gaps = problem.prove(states.head[None]) + problem.prove(states.gaps[:, None])
     except LinAlgError:
         # Weights of such a scale that no eigenvalue routine copes: nothing is proved.
-        value = math.inf
-        pairs.fill_(math.inf).fill_diagonal_(0)
-    if setting.trunk != 1:
-        value = verified.round_up(value * setting.trunk)
-        pairs = (pairs * setting.trunk * (1 + 1e-15) + verified.UNDERFLOW).fill_diagonal_(0)
-    return Bound(value, "certified", "matrix inequality", ASSUMPTIONS, pairs).sealed(chain)
-
-
-def _required(chain: Chain) -> _Setting:
-    setting = _setting(chain)
-    if setting is None:
-        raise InvalidArgument("`chain` has no dense equilibrium whose states go straight to the logits")
-    return setting
-
-
-def _constants(problem: _Problem, head: Tensor, pairs: Tensor) -> float:
-    """The constant of all logits; those of their gaps are written to `pairs`."""
-    first, second = torch.tril_indices(len(head), len(head), -1, device=head.device)
-    gaps = problem.prove((head[first] - head[second])[:, None])
-    pairs[first, second] = pairs[second, first] = torch.tensor(gaps, dtype=pairs.dtype, device=pairs.device)
-    return problem.prove(head[None])[0]
-
-
-# The search costs a few n³ products per step: seconds up to here, minutes beyond.
-LARGEST_SEARCH = 512
-
-
-def optimised_metric(chain: Chain, *, steps: int = 150) -> Tensor:
-    """Search for a diagonal Λ that makes the matrix inequality's γ small, from the operator's own metric.
-
-    γ(Λ) = λ_max(K⁻¹(BBᵀ + CᵀC)) is quasi-convex in Λ (the inequality is linear in (Λ, γ) after a Schur complement), so
-    a local search loses little: Adam on log Λ. The result proves nothing by itself; hand it to `prove`.
-
-    Args:
-        chain: Of a network with a dense equilibrium whose states go straight to the logits.
-        steps: Of the search.
-
-    Returns:
-        The diagonal, (n,).
-
-    Raises:
-        InvalidArgument: The network is none of that kind.
-    """
-    setting = _required(chain)
-    blocks, head = setting.blocks, setting.head
-    matrix, inputs = blocks.matrix, blocks.inputs
-    start = matrix.new_ones(len(matrix)) if blocks.metric is None else blocks.metric.detach()
-    if not bool(inputs.any()) or not bool(head.any()):
-        return start  # a constant network needs no search
-    try:
-        gamma, t = _Problem.of(blocks, None).proposed(head)
-    except LinAlgError:
-        return start
-    gram, output = inputs @ inputs.mT, head.mT @ head
-    best, best_value = start, gamma
-    with torch.enable_grad():
-        log_metric = (start * t).log().to(matrix).requires_grad_()
-        optimizer = torch.optim.Adam([log_metric], lr=0.05)
-        for step in range(steps):
-            optimizer.param_groups[0]["lr"] = 0.025 * (1 + math.cos(math.pi * step / steps))
-            value = _smallest_constant(log_metric.exp(), matrix, gram, output)
-            if not bool(torch.isfinite(value)):
-                break
-            if float(value.detach()) < best_value:
-                best, best_value = log_metric.detach().exp(), float(value.detach())
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-    return best
-
-
-def _smallest_constant(metric: Tensor, matrix: Tensor, gram: Tensor, head: Tensor) -> Tensor:
-    """λ_max(K⁻¹(BBᵀ + CᵀC)), differentiable in the metric; NaN where K is not positive definite.
-
-    Its gradient is that of the Rayleigh quotient vᵀ(BBᵀ + CᵀC)v/vᵀKv at the eigenvector v: no derivatives of
-    factorisations are needed. gram: UUᵀ. head: CᵀC.
-    """
-    scaled = metric[:, None] * matrix
-    products = metric[:, None] * gram * metric + head
-    with torch.no_grad():
-        chol, info = torch.linalg.cholesky_ex(scaled + scaled.mT)
-        if int(info) != 0:
-            return metric.new_tensor(math.nan)
-        half = torch.linalg.solve_triangular(chol, products, upper=False)
-        _, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(chol, half.mT, upper=False))
-        v = torch.linalg.solve_triangular(chol.mT, vectors[:, -1:], upper=True)[:, 0]
-    return (v @ products @ v) / (2 * (v @ scaled @ v))
+        value, *gaps = [math.inf] * (1 + len(states.gaps))
+    return concluded(chain, states.trunk, value, gaps, "matrix inequality")
 
 
 @dataclass(frozen=True, eq=False)
-class _Problem:
+class Problem:
     """The inequality without its output, and the eigendecomposition of H that the proposal needs.
 
     K and B are in units in which their largest entries are near 1, and so is C when it comes, so that nothing overflows
@@ -193,6 +68,7 @@ class _Problem:
 
     symmetric: Tensor  # K
     symmetric_size: float  # ‖ΛA‖_F, which the rounding of K is relative to
+    symmetric_error: float  # what the error of A makes of K
     inputs: Tensor  # B = ΛU diag(1/std)
     gram: Tensor  # BBᵀ
     chol: Tensor  # L
@@ -202,7 +78,17 @@ class _Problem:
     input_exponent: int
 
     @staticmethod
-    def of(blocks: Blocks, metric: Tensor | None) -> _Problem:
+    def of(states: States, metric: Tensor | None) -> Problem:
+        """The inequality of some states.
+
+        Args:
+            states: A, U and the error of A.
+            metric: The diagonal of Λ, (n,); by default the operator's own.
+
+        Returns:
+            The problem.
+        """
+        blocks = states.blocks
         own = blocks.matrix.new_ones(len(blocks.matrix)) if blocks.metric is None else blocks.metric
         weight = (own if metric is None else metric).detach().double()
         scaled = weight[:, None] * blocks.matrix
@@ -217,12 +103,20 @@ class _Problem:
         h = half @ half.mT
         levels, modes = torch.linalg.eigh(h) if int(info) == 0 else (chol[0], chol)
         size = verified.times_power(size, -power)
-        return _Problem(
-            symmetric, size, inputs, gram, chol, modes, levels.clamp_min(0), input_power - power, input_power
+        error = verified.round_up(2 * float(weight.amax()) * verified.times_power(states.error, -power))
+        return Problem(
+            symmetric, size, error, inputs, gram, chol, modes, levels.clamp_min(0), input_power - power, input_power
         )
 
     def prove(self, outputs: Tensor) -> list[float]:
-        """For each output C z, C in (outputs, rows, n), a γ for which the inequality is proved; inf where none is."""
+        """For each output C z a γ for which the inequality is proved.
+
+        Args:
+            outputs: C, (outputs, rows, n).
+
+        Returns:
+            The numbers, inf where none is proved.
+        """
         if not bool(self.inputs.any()):
             return [0.0] * len(outputs)
         scaled = [verified.normalised(C) for C in outputs]
@@ -241,7 +135,14 @@ class _Problem:
         return math.inf
 
     def proposed(self, C: Tensor) -> tuple[float, float]:
-        """γ and t for output C z in their own units; not proved."""
+        """γ and t for an output Cz in their own units; not proved.
+
+        Args:
+            C: (rows, n).
+
+        Returns:
+            Both numbers.
+        """
         C, power = verified.normalised(C)
         ((gamma, t),) = self._propose(C[None])
         return verified.times_power(gamma, self.exponent + power), verified.times_power(t, power - self.input_exponent)
@@ -254,25 +155,39 @@ class _Problem:
         size = 2 * t * self.symmetric_size + float(t * t * self.inputs.square().sum() + C.square().sum()) / gamma
         # 16: entries of K, B and C carry a few roundings of their own.
         rounding = 2 * verified.rounding_factor(self.inputs.shape[1] + 16) * size
+        rounding += t * self.symmetric_error * (1 + 1e-12)
         return verified.smallest_eigenvalue(matrix, perturbation=rounding) >= 0
 
     def _propose(self, outputs: Tensor) -> list[tuple[float, float]]:
-        """The best (γ, t) of each output in floating point, by golden-section search over μ, all at the same time."""
-        top = float(self.levels[-1])
-        if not 0 < top < math.inf:
-            return [(math.inf, 1.0)] * len(outputs)
+        """The best (γ, t) of each output in floating point."""
         p = self.modes.mT @ torch.linalg.solve_triangular(self.chol, outputs.mT, upper=False)
+        return best_scales(p, self.levels)
 
-        def squared(mu: Tensor) -> Tensor:
-            weighted = p * (mu[:, None] / (mu[:, None] - self.levels).sqrt())[:, :, None]
-            return torch.linalg.eigvalsh(weighted.mT @ weighted)[:, -1]
 
-        low, high = (torch.full_like(outputs[:, 0, 0], end) for end in (top * (1 + 1e-9), 2 * top))
-        golden = (math.sqrt(5) - 1) / 2
-        for _ in range(50):
-            left, right = high - golden * (high - low), low + golden * (high - low)
-            lower = squared(left) < squared(right)
-            low, high = torch.where(lower, low, left), torch.where(lower, right, high)
-        mu = (low + high) / 2
-        gamma = squared(mu).sqrt()
-        return list(zip(gamma.tolist(), (gamma / mu).tolist(), strict=True))
+def best_scales(p: Tensor, levels: Tensor) -> list[tuple[float, float]]:
+    """(γ, t) by golden-section search over μ, all at the same time, in floating point.
+
+    Args:
+        p: What C is in the modes of H, QᵀL⁻¹Cᵀ, (outputs, n, rows).
+        levels: The eigenvalues of H, (n,).
+
+    Returns:
+        Both numbers for every output; (inf, 1) where H is 0 or not finite.
+    """
+    top = float(levels.amax())
+    if not 0 < top < math.inf:
+        return [(math.inf, 1.0)] * len(p)
+
+    def squared(mu: Tensor) -> Tensor:
+        weighted = p * (mu[:, None] / (mu[:, None] - levels).sqrt())[:, :, None]
+        return torch.linalg.eigvalsh(weighted.mT @ weighted)[:, -1]
+
+    low, high = (torch.full_like(p[:, 0, 0], end) for end in (top * (1 + 1e-9), 2 * top))
+    golden = (math.sqrt(5) - 1) / 2
+    for _ in range(50):
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        lower = squared(left) < squared(right)
+        low, high = torch.where(lower, low, left), torch.where(lower, right, high)
+    mu = (low + high) / 2
+    gamma = squared(mu).sqrt()
+    return list(zip(gamma.tolist(), (gamma / mu).tolist(), strict=True))

@@ -5,6 +5,11 @@ For one equilibrium that is ‖W_o P Λ^-½‖₂ ‖Λ^½ U diag(1/std)‖₂ /
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import torch
+
 from mondeq.bounds.base import BOUNDS, Bound, BoundMethod, Chain
 from splitting import verified
 
@@ -23,3 +28,32 @@ class Product(BoundMethod):
         pairs.fill_diagonal_(0)
         value = verified.round_up(last.constant * last.norm.euclidean() * gain + verified.UNDERFLOW)
         return Bound(value, "certified", "product", ASSUMPTIONS, pairs).sealed(chain)
+
+
+def concluded(chain: Chain, trunk: float, value: float, gaps: Sequence[float], method: str) -> Bound:
+    """The bound of a method that proves numbers one by one, with the product bound where it proves none.
+
+    Args:
+        chain: What is proved of the network.
+        trunk: The constant of what comes before the stage that the numbers are about.
+        value: That of all logits, inf where none is proved.
+        gaps: Those of y_i − y_j, j < i, in the order of `torch.tril_indices`.
+        method: Its name.
+
+    Returns:
+        The bound, sealed; `method` says of how many constants the product bound had to stand in for.
+    """
+    classes = chain.exact.out_shape[0]
+    pairs = torch.zeros(classes, classes, dtype=torch.float64, device=chain.exact.device)
+    first, second = torch.tril_indices(classes, classes, -1, device=pairs.device)
+    pairs[first, second] = pairs[second, first] = torch.tensor(gaps, dtype=pairs.dtype, device=pairs.device)
+    if trunk != 1:
+        value = verified.round_up(value * trunk)
+        pairs = (pairs * trunk * (1 + 1e-15) + verified.UNDERFLOW).fill_diagonal_(0)
+    failed = int(torch.isinf(pairs).sum()) // 2 + math.isinf(value)
+    if failed:
+        product = Product().bound(chain)
+        value = product.value if math.isinf(value) else value
+        pairs = torch.where(torch.isinf(pairs), product.pairs.to(pairs), pairs)  # type: ignore[union-attr]
+        method = f"{method}; product for {failed} of {1 + len(gaps)} constants that it does not prove"
+    return Bound(value, "certified", method, ASSUMPTIONS, pairs).sealed(chain)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from mondeq import distributed
-from mondeq.bounds import BOUNDS, Chain, lipschitz_bounds
+from mondeq.bounds import BOUNDS, Bound, Chain, lipschitz_bounds
 from mondeq.cli.evaluation import add_data_dir, add_device, add_norm, bounds_table, count, run_data
-from mondeq.cli.output import add_json, check_writable, save_json, show
+from mondeq.cli.output import add_json, check_writable, percent, save_json, show, table
 from mondeq.runs import load
 
 
@@ -22,8 +23,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "bound",
         help="Lipschitz bounds of a trained model",
         description="Bound the Lipschitz constant of a trained model from pixels in [0, 1] to logits (in ℓ2): "
-        "certified upper bounds for all logits together and for the least regular gap of two, and the largest local "
-        "Jacobian norm over test images, below which no Lipschitz constant lies.",
+        "certified upper bounds for all logits together and for the least regular gap of two, and an estimate: the "
+        "largest local Jacobian norm found over test images and by gradient ascent from them, below which no Lipschitz "
+        "constant lies. The tightness of a bound is the estimate divided by it.",
         epilog="example: mondeq bound runs/mnist --images 2000",
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder of `mondeq train`")
@@ -66,11 +68,38 @@ def run(options: argparse.Namespace) -> int:
                 "kind": b.kind,
                 "method": b.method,
                 "assumptions": b.assumptions,
+                "tightness": tightness(b, bounds),
+                "seconds": b.seconds,
                 "pairs": None if b.pairs is None else b.pairs.tolist(),
             }
             for name, b in bounds.items()
         }
         save_json(options.json, figures)
         notes = "".join(f"\n{name}: not tried, {reason}" for name, reason in unsuited.items())
-        show(f"{bounds_table(bounds)}{notes}")
+        show(f"{bounds_table(bounds)}\n\n{_details(bounds)}{notes}")
     return 0
+
+
+def tightness(bound: Bound, bounds: Mapping[str, Bound]) -> float | None:
+    """The largest estimate divided by a bound: 1 where the bound is the Lipschitz constant, and never above.
+
+    Args:
+        bound: The bound.
+        bounds: It and others of the same network.
+
+    Returns:
+        The share; None for an estimate, and where there is none or the bound is 0.
+    """
+    estimates = [b.value for b in bounds.values() if not b.is_certified]
+    return max(estimates) / bound.value if bound.is_certified and estimates and bound.value > 0 else None
+
+
+def _details(bounds: Mapping[str, Bound]) -> str:
+    """Tightness and seconds of each bound as a table, and below it how each was found and what it assumes."""
+    shares = {name: tightness(b, bounds) for name, b in bounds.items()}
+    rows = [
+        [name, "" if (share := shares[name]) is None else percent(share), f"{b.seconds:.1f}"]
+        for name, b in bounds.items()
+    ]
+    notes = "".join(f"\n{name}: {b.method}; {b.assumptions}" for name, b in bounds.items())
+    return f"{table(rows, header=['method', 'tightness', 'seconds'])}\n{notes}"

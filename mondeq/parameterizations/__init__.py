@@ -2,6 +2,7 @@
 
 from mondeq.parameterizations.base import (
     PARAMETERIZATIONS,
+    Correlations,
     DenseInput,
     Noise,
     Parameterization,
@@ -19,6 +20,7 @@ from mondeq.parameterizations.reflected import Reflected, ReflectedConv2d, Refle
 __all__ = [
     "PARAMETERIZATIONS",
     "Conv2d",
+    "Correlations",
     "Dense",
     "DenseInput",
     "IntervalDense",

@@ -22,7 +22,24 @@ from mondeq.norms import spectral_estimate
 from mondeq.registry import Registry
 from mondeq.settings import NoSettings
 from mondeq.settings import Settings as AnySettings
-from splitting import InvalidArgument, InvalidType, norms, verified
+from splitting import InvalidArgument, InvalidType, Torus, norms, verified
+
+
+@dataclass(frozen=True, eq=False)
+class Correlations:
+    """z = σ(Wz + Ux + b) as circular correlations on a torus, float64: one block of A and U per frequency.
+
+    Args:
+        torus: Where images of states lie.
+        operator: The kernel of A = I − W, (channels, channels, k, k).
+        inputs: That of a map that acts on images that are padded with zeros as U does, (channels, in_channels, k, k).
+        inside: Boolean (height, width): false where states are held at 0.
+    """
+
+    torus: Torus
+    operator: Tensor
+    inputs: Tensor
+    inside: Tensor
 
 
 @dataclass(frozen=True)
@@ -246,6 +263,17 @@ class Parameterization(nn.Module, ABC):
 
         Returns:
             (n, n), (n, in_features) and (n,) in the dtype of the weights; None for all other parameterizations.
+        """
+        return None
+
+    def correlations(self, scale: Tensor) -> Correlations | None:
+        """A and U diag(scale) as correlations, where states are images on a torus and A is monotone with Λ = I.
+
+        Args:
+            scale: What multiplies the inputs, (in_features,). A larger one per channel may stand in for it.
+
+        Returns:
+            The kernels; None where there are none.
         """
         return None
 

@@ -17,7 +17,14 @@ from torch.nn import functional
 
 import splitting
 from mondeq.errors import ConfigError
-from mondeq.parameterizations.base import PARAMETERIZATIONS, Parameterization, StronglyMonotone, check_count, flat_input
+from mondeq.parameterizations.base import (
+    PARAMETERIZATIONS,
+    Correlations,
+    Parameterization,
+    StronglyMonotone,
+    check_count,
+    flat_input,
+)
 from mondeq.parameterizations.kernels import gram_skew, promised_monotonicity
 from mondeq.settings import POSITIVE, Settings, Several, Truth, Whole, setting
 from splitting import InvalidArgument, Layout, Torus, constant, is_transformed, norms, symbols, verified
@@ -227,6 +234,11 @@ class Conv2d(_Convolutional):
         F, G = _normalised(self.F, self.F_scale), _normalised(self.G, self.G_scale)
         # m is left to be proved from the kernel: FᵀF may add to it.
         return splitting.ConvolutionOperator(gram_skew(self.m, F, G), self.size)
+
+    def correlations(self, scale: Tensor) -> Correlations:
+        (kernel,) = self.operator().tensors
+        inputs = self._scaled_input(scale.double(), self.U.detach().double())
+        return Correlations(Torus(*self.size), kernel.detach().double(), inputs, self.inside)
 
     def source(self, x: Tensor) -> Tensor:
         field = self._source_field(self._input(x), self.U, self.b)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mondeq.norms import Ball, Box, Norm
-from mondeq.parameterizations import Noise
+from mondeq.parameterizations import Correlations, Noise
 from mondeq.registry import Registry
 from mondeq.settings import NoSettings
 from mondeq.settings import Settings as AnySettings
@@ -179,6 +179,14 @@ class Proof(ABC):
         """
         return None
 
+    def correlations(self) -> Correlations | None:
+        """The same as kernels of correlations, for states that are images on a torus.
+
+        Returns:
+            The kernels, in units in which the norm of the inputs is the 2-norm; None for all else.
+        """
+        return None
+
     def rows(self) -> Tensor | None:
         """C of a stage that is x ↦ C x + d for flat x, exactly as its weights say.
 
@@ -188,7 +196,7 @@ class Proof(ABC):
         return None
 
     def lift(self, rows: Tensor) -> Tensor | None:
-        """C ∘ (this stage) as a matrix, where that takes no rounding.
+        """C ∘ (this stage) as a matrix, where that rounds no entry more than once.
 
         Args:
             rows: C, which takes flat outputs of this stage.

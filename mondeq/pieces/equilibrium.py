@@ -16,7 +16,7 @@ from torch.nn import functional
 import splitting
 from mondeq.errors import ConfigError
 from mondeq.norms import Ball, Box, Norm
-from mondeq.parameterizations import PARAMETERIZATIONS, Noise, Parameterization
+from mondeq.parameterizations import PARAMETERIZATIONS, Correlations, Noise, Parameterization
 from mondeq.pieces.base import PIECES, Blocks, Proof, Unproved
 from mondeq.pieces.linear import linear_box, scaled_radius
 from mondeq.pieces.solved import SolvedPiece
@@ -414,6 +414,9 @@ class EquilibriumProof(Proof):
     def blocks(self) -> Blocks | None:
         found = self.linear.blocks()
         return None if found is None else Blocks(found[0], self.operator.metric, found[1] * self.scale)
+
+    def correlations(self) -> Correlations | None:
+        return self.linear.correlations(self.scale)
 
 
 def _entrywise(bound: Tensor, norm: Norm, like: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from splitting import InvalidArgument, verified
 
 
 class _PoolProof(Proof):
-    def __init__(self, pool: nn.Module, size: int, norm: Norm, out_shape: torch.Size) -> None:
-        self.pool, self.size, self.norm, self.out_shape = pool, size, Norm(), out_shape
+    def __init__(self, pool: nn.Module, size: int, norm: Norm, in_shape: Sequence[int], out_shape: torch.Size) -> None:
+        self.pool, self.size, self.norm, self.in_shape, self.out_shape = pool, size, Norm(), in_shape, out_shape
         gain = norm.euclidean()
         self.constant = 1 / size if gain == 1 else verified.round_up(gain / size)
 
@@ -30,6 +30,13 @@ class _PoolProof(Proof):
 
     def enclose_box(self, box: Box) -> Box:
         return _pooled(self.pool, self.size, box)
+
+    def lift(self, rows: Tensor) -> Tensor:
+        spread = rows.view(len(rows), *self.out_shape) / self.size**2
+        spread = spread.repeat_interleave(self.size, 2).repeat_interleave(self.size, 3)
+        lifted = rows.new_zeros(len(rows), *self.in_shape)
+        lifted[:, :, : spread.shape[2], : spread.shape[3]] = spread
+        return lifted.flatten(1)
 
 
 def _pooled(pool: nn.Module, size: int, box: Box) -> Box:
@@ -104,7 +111,7 @@ class AveragePool(_Averaging, Piece):
         return blocks.view(len(rows), len(columns), channels, len(z)).permute(3, 2, 0, 1)
 
     def proofs(self, norm: Norm, in_shape: torch.Size) -> Sequence[Proof]:
-        return [_PoolProof(self, self.size, norm, self.out_shape(in_shape))]
+        return [_PoolProof(self, self.size, norm, in_shape, self.out_shape(in_shape))]
 
     def _means(self, side: int, like: Tensor) -> Tensor:
         """The matrix (side // size, side) that averages `size` neighbours."""
@@ -141,4 +148,4 @@ class AvgPool2dPiece(_Averaging, Adapter):
         plain = isinstance(size, int) and module.stride == size and module.padding == 0 and not module.ceil_mode
         if not plain or module.divisor_override is not None:
             raise Unproved("is an AvgPool2d with overlapping blocks or padding, of which nothing is proved")
-        return [_PoolProof(module, size, norm, self.out_shape(in_shape))]
+        return [_PoolProof(module, size, norm, in_shape, self.out_shape(in_shape))]

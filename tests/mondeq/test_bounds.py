@@ -15,7 +15,8 @@ from torch.nn import functional
 
 import mondeq
 from mondeq.bounds import Chain, MatrixInequality, OptimisedMetric, Product, best_pairs, local_jacobian_norms
-from mondeq.bounds.matrix_inequality import optimised_metric
+from mondeq.bounds.optimised_metric import gap_metrics, optimised_metric
+from mondeq.bounds.states import last
 from mondeq.data import Dataset
 from mondeq.network import exact_copy
 from mondeq.testing import check_lipschitz
@@ -35,7 +36,7 @@ from tests.mondeq.zoo import (
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_dense_kind = pytest.mark.parametrize("kind", DENSE_KINDS)
-CERTIFIED = ("product", "matrix inequality", "matrix inequality, optimised metric")
+CERTIFIED = ("product", "matrix inequality", "matrix inequality, optimised metric", "slopes")
 
 
 def exact_constant(model: mondeq.Network) -> float:
@@ -243,9 +244,14 @@ def test_a_routine_that_fails_proves_nothing(monkeypatch: pytest.MonkeyPatch) ->
 
     model = exact_copy(classifier())
     monkeypatch.setattr(torch.linalg, "eigh", failing)
-    bound = MatrixInequality().bound(Chain.of(model))
-    assert bound.value == math.inf
-    assert torch.equal(bound.pairs, torch.full((3, 3), math.inf, dtype=torch.float64).fill_diagonal_(0))
+    chain = Chain.of(model)
+    product = Product().bound(chain)
+    for method in (MatrixInequality(), OptimisedMetric()):
+        bound = method.bound(chain)
+        assert bound.value == product.value
+        assert torch.equal(bound.pairs, product.pairs)
+        assert bound.method.endswith("product for 4 of 4 constants that it does not prove")
+        assert torch.equal(best_pairs({"found": bound}), product.pairs)
 
 
 @each_dense_kind
@@ -290,17 +296,22 @@ def test_an_optimised_metric_is_an_improvement(seed: int) -> None:
     plain, optimised = bounds["matrix inequality"], bounds["matrix inequality, optimised metric"]
     assert optimised.value < 0.999 * plain.value
     assert optimised.value >= bounds["local Jacobian"].value
-    metric = optimised_metric(Chain.of(model))
-    assert metric.shape == (5,)
-    assert (metric > 0).all()
+    assert bool((optimised.pairs <= plain.pairs * (1 + 1e-6)).all())
+    states = last(Chain.of(model))
+    assert states is not None
+    for metric in (optimised_metric(states), *gap_metrics(states)):
+        assert metric.shape == (5,)
+        assert (metric > 0).all()
 
 
-def test_an_optimised_metric_is_tried_where_there_is_none_and_it_is_not_too_large(
+def test_searches_are_tried_where_they_are_not_too_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert set(mondeq.lipschitz_bounds(classifier("dense"))) == set(CERTIFIED)
-    assert set(mondeq.lipschitz_bounds(classifier("lipschitz"))) == set(CERTIFIED[:2])
-    monkeypatch.setattr("mondeq.bounds.matrix_inequality.LARGEST_SEARCH", 4)
+    assert set(mondeq.lipschitz_bounds(classifier("lipschitz"))) == set(CERTIFIED)
+    monkeypatch.setattr("mondeq.bounds.optimised_metric.LARGEST_SEARCH", 4)
+    assert set(mondeq.lipschitz_bounds(classifier("dense"))) == {*CERTIFIED[:2], "slopes"}
+    monkeypatch.setattr("mondeq.bounds.slopes.LARGEST_ENUMERATION", 4)
     assert set(mondeq.lipschitz_bounds(classifier("dense"))) == set(CERTIFIED[:2])
 
 
@@ -316,7 +327,7 @@ def test_the_matrix_inequality_needs_a_dense_equilibrium_before_linear_logits() 
             assert method.unsuited(chain) == why
             with pytest.raises(InvalidArgument, match=f"`chain` has {why}"):
                 method.bound(chain)
-        assert set(mondeq.lipschitz_bounds(model)) == {"product"}
+        assert not set(mondeq.lipschitz_bounds(model)) & set(CERTIFIED[1:])
     for kind in DENSE_KINDS:
         assert MatrixInequality().unsuited(Chain.of(classifier(kind))) is None
 
