@@ -12,7 +12,7 @@ from mondeq.losses.base import LOSSES, Loss, Progress
 from mondeq.network import Network
 from mondeq.norms import Box
 from mondeq.pieces import Unproved
-from mondeq.settings import SHARE, Real, Settings, setting
+from mondeq.settings import SHARE, Settings, setting
 from splitting import InvalidArgument
 
 
@@ -22,14 +22,9 @@ class IntervalSettings(Settings):
 
     Args:
         clean_share: κ in [0, 1], the share of the plain cross-entropy.
-        overshoot: ≥ 1, how many times as wide as asked for boxes are in training.
     """
 
     clean_share: float = setting(SHARE, 0.3, help="interval: share of the plain cross-entropy (default 0.3)")
-    overshoot: float = setting(
-        Real("a finite number ≥ 1", lambda value: value >= 1), 1.1,
-        help="interval: boxes in training are so many times as wide as --radius (default 1.1)",
-    )  # fmt: skip
 
 
 @LOSSES.enrol("interval")
@@ -70,8 +65,7 @@ class Interval(Loss):
     ) -> tuple[Tensor, Tensor]:
         if not progress.radius:
             return super().of_batch(network, images, labels, logits, constants, progress)
-        radius = progress.radius * (self.settings.overshoot if network.training else 1)
-        gaps = _least_gaps(network, images, labels, radius)
+        gaps = _least_gaps(network, images, labels, progress.radius)
         excess = gaps.detach().scatter(1, labels[:, None], torch.inf).amin(1)
         return self._mixed(logits, -gaps, labels, progress), excess
 

@@ -40,7 +40,7 @@ class IntervalPreset(Preset, IntervalDenseSettings):
     recipe: ClassVar[dict[str, Any]] = {"features": 128, "epochs": 10, "lr": 2e-3, "batch_size": 128, "tol": 1e-3}
     certified_recipe: ClassVar[dict[str, Any]] = {
         "features": 128, "epochs": 20, "lr": 5e-3, "batch_size": 256, "tol": 1e-3, "loss": "interval", "ramp": 0.4,
-        "logit_scale": 1.0,
+        "logit_scale": 1.0, "radius_factor": 1.1,
     }  # fmt: skip
     digits_recipe: ClassVar[dict[str, Any]] = {"features": 64, "channels": (16,), "epochs": 60, "batch_size": 128}
     normalises: ClassVar[bool] = False
