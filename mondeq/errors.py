@@ -58,3 +58,7 @@ class RunError(MondeqError, ValueError):
 
 class TrainingError(MondeqError, RuntimeError):
     """Training cannot go on; the message says why and what was kept."""
+
+
+class BrokenCertificate(MondeqError, RuntimeError):
+    """What a certificate excludes was found; the message says where the sample is."""

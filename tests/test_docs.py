@@ -285,6 +285,7 @@ PUBLIC = (
 EXPLAINED = (
     "splitting",
     "mondeq",
+    "experiments.attacked",
     "experiments.cifar10",
     "experiments.deep_equilibrium",
     "experiments.mnist",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,20 @@ from mondeq.bounds import Bound
 from mondeq.certificates import Certifier, Report
 from mondeq.cli import places
 from mondeq.cli.output import percent, table
+from mondeq.cli.tables import Columns, Partial, in_rounds
 from mondeq.errors import ConfigError
 from mondeq.network import Network
 from mondeq.norms import NORMS
 from mondeq.settings import number
 
-# Images held as floats at a time; a multiple of what `certify` solves at once.
-_CHUNK = 2000
-_REAL = torch.float64
+# The columns of a report.
+_COLUMNS = {
+    "radius": torch.float64,
+    "correct": torch.bool,
+    "prediction": torch.int64,
+    "error_bound": torch.float64,
+    "method": torch.int64,
+}
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -170,13 +176,46 @@ def check_fits(model: Network, dataset: data.Dataset) -> None:
             )
 
 
-def certify_split(certifier: Certifier, split: data.Split, limit: int | None = None) -> Report:
+def pixels(split: data.Split, first: int, last: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Some images as floats in [0, 1], and their labels.
+
+    Args:
+        split: Images and labels.
+        first: The number of the first.
+        last: The number behind the last.
+        device: Where they are to be.
+
+    Returns:
+        Images and labels.
+    """
+    # Bytes travel to the device, not floats: a quarter of the traffic.
+    images = split.images[first:last].to(device)
+    return images.to(torch.float32).div_(255), split.labels[first:last].to(device)
+
+
+def first_images(split: data.Split, limit: int | None) -> data.Split:
+    """The first images of a split.
+
+    Args:
+        split: Images and labels.
+        limit: How many of them; None for all.
+
+    Returns:
+        Their split.
+    """
+    return split if limit is None else data.Split(split.images[:limit], split.labels[:limit])
+
+
+def certify_split(
+    certifier: Certifier, split: data.Split, limit: int | None = None, partial: Partial | None = None
+) -> Report:
     """The report on a split, each process taking a share.
 
     Args:
         certifier: What certifies.
         split: Images and labels.
         limit: How many images of it; None for all.
+        partial: What was found before, and where to keep it.
 
     Returns:
         The report on all of them, in every process.
@@ -184,15 +223,11 @@ def certify_split(certifier: Certifier, split: data.Split, limit: int | None = N
     Raises:
         InvalidType: Images or labels are no such tensors.
         InvalidArgument: Images have the wrong shape, or labels are out of range.
+        RunError: The partial table cannot be used.
     """
-    kinds = {
-        "radius": _REAL,
-        "correct": torch.bool,
-        "prediction": torch.int64,
-        "error_bound": _REAL,
-        "method": torch.int64,
-    }
-    columns = shared_columns(certifier.certify, kinds, split, certifier.chain.exact.device, limit)
+    split = first_images(split, limit)
+    device = certifier.chain.exact.device
+    columns = shared_columns(certifier.certify, _COLUMNS, split, device, certifier.chain.at_once, partial=partial)
     return Report(**columns, bounds=certifier.bounds, norm=certifier.chain.norm, methods=certifier.methods)
 
 
@@ -201,8 +236,10 @@ def shared_columns(
     kinds: dict[str, torch.dtype],
     split: data.Split,
     device: torch.device,
-    limit: int | None = None,
-) -> dict[str, Tensor]:
+    most: int,
+    *,
+    partial: Partial | None = None,
+) -> Columns:
     """What is computed of every image of a split, each process taking a share.
 
     Args:
@@ -210,40 +247,37 @@ def shared_columns(
         kinds: The dtypes of the columns by name.
         split: Images and labels.
         device: Where `compute` wants them.
-        limit: How many images of the split; None for all.
+        most: How many images at a time.
+        partial: Where what is done is kept, so that an interrupted computation goes on.
 
     Returns:
         The columns of all images by name, in every process.
     """
-    if limit is not None:
-        split = data.Split(split.images[:limit], split.labels[:limit])
-    share = data.batches(split, _CHUNK, device=device, rank=distributed.rank(), world_size=distributed.world_size())
-    parts = [compute(images, labels) for images, labels in share]
-    empty = torch.zeros(0, dtype=torch.float64, device="cpu")
-    return {
-        name: distributed.gather(torch.cat([getattr(part, name).cpu() for part in parts]) if parts else empty).to(kind)
-        for name, kind in kinds.items()
-    }
+
+    def work(first: int, last: int) -> Columns:
+        part = compute(*pixels(split, first, last, device))
+        return {name: getattr(part, name) for name in kinds}
+
+    return in_rounds(work, len(split), most, phase="certifying", kinds=kinds, partial=partial or Partial(None, {}))
 
 
-def report_table(report: Report, radii: Sequence[float], attacked: dict[float, float] | None = None) -> str:
-    """Certified accuracy by radius as a table, and accuracy under attack beside it.
+def report_table(
+    report: Report, radii: Sequence[float], attacked: Mapping[str, Mapping[float, float]] | None = None
+) -> str:
+    """Certified accuracy by radius as a table, and accuracies under attack beside it.
 
     Args:
         report: What was certified.
         radii: The rows.
-        attacked: Accuracy under attack by radius, with the clean accuracy of the attacked images at 0; None for no such
-            column.
+        attacked: Accuracy by attack and radius, with the clean accuracy at 0; None for no such columns.
 
     Returns:
         The table.
     """
-    certified = report.certified_accuracy(radii)
-    header = [f"{NORMS[report.norm].symbol} radius", "certified"] + (["under attack"] if attacked else [])
-    rows = [["0 (clean)", percent(report.accuracy)] + ([percent(attacked[0.0])] if attacked else [])]
-    rows += [
-        [f"{r:g}", percent(certified[r])] + ([percent(attacked[r])] if attacked else []) for r in map(float, radii)
-    ]
+    certified, attacked = report.certified_accuracy(radii), attacked or {}
+    header = [f"{NORMS[report.norm].symbol} radius", "certified", *attacked]
+    rows = [["0 (clean)", percent(report.accuracy), *(percent(a[0.0]) for a in attacked.values())]]
+    rows += [[f"{r:g}", percent(certified[r]), *(percent(a[r]) for a in attacked.values())] for r in map(float, radii)]
     return table(rows, header=header)
 
 

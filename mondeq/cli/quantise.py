@@ -20,6 +20,7 @@ from mondeq.cli.evaluation import (
     add_radii,
     certify_split,
     count,
+    first_images,
     report_json,
     run_data,
     shared_columns,
@@ -85,7 +86,10 @@ def run(options: argparse.Namespace) -> int:
         before, after = (Certifier(each, options.norm) for each in (model, moved))
         reports = [certify_split(each, split, options.limit) for each in (before, after)]
         compared = Comparison(before.chain, after.chain)
-        columns = shared_columns(lambda images, _: compared.movement(images), _COLUMNS, split, device, options.limit)
+        first = first_images(split, options.limit)
+        columns = shared_columns(
+            lambda images, _: compared.movement(images), _COLUMNS, first, device, before.chain.at_once
+        )
         radii = options.radii or NORMS[options.norm].radii
         survival = Survival(reports[0], reports[1], Movement(**columns))
         figures = _figures(survival, bits, radii)

@@ -4,11 +4,15 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from mondeq import Certifier, cli, distributed
+from mondeq.attacks import nearest_adversarials
+from mondeq.cli import attacked
 from mondeq.cli.evaluation import certify_split
 from mondeq.runs import write_tensors
 from mondeq.training import Trainer, TrainingConfig
@@ -43,12 +47,20 @@ def work(folder: Path, device: torch.device) -> None:
 
 def main() -> int:
     torch.set_num_threads(1)
-    out, second_port = Path(sys.argv[1]), sys.argv[2]
+    out, *ports = Path(sys.argv[1]), *sys.argv[2:]
     with distributed.session("cpu") as device:
         folder = out / f"rank{distributed.rank()}"
         work(folder, device)
-    os.environ["MASTER_PORT"] = second_port
-    return cli.main(["train", *CLI, "--out", str(out / "cli"), "--json", str(out / "cli.json"), "--device", "cpu"])
+    run = str(out / "cli")
+    train = ["train", *CLI, "--out", run, "--json", str(out / "cli.json"), "--device", "cpu"]
+    attacked.nearest_adversarials = partial(nearest_adversarials, steps=2)
+    attack = ["--attack", "--attack-samples", "11", "--radii", "0.2"] if find_spec("foolbox") else []
+    certify = ["certify", run, *attack, "--limit", "21", "--table", str(out / "table.csv"), "--device", "cpu"]
+    codes = []
+    for port, command in zip(ports, (train, certify), strict=True):
+        os.environ["MASTER_PORT"] = port
+        codes.append(cli.main(command))
+    return max(codes)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Two processes do together what one does alone: same weights, same certificates, and only the first writes."""
 
+import csv
 import json
 import os
 import shutil
@@ -46,12 +47,12 @@ def free_ports(count: int) -> list[int]:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     together, alone = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("one")
-    first, second = map(str, free_ports(2))
+    first, *others = map(str, free_ports(3))
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": first, "OMP_NUM_THREADS": "1"}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.mondeq.distributed_worker", together, second],
+            [sys.executable, "-m", "tests.mondeq.distributed_worker", together, *others],
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": path},
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -148,6 +149,24 @@ def test_metrics_of_two_processes_are_those_of_one(runs: Runs, tmp_path: Path) -
         assert found[name] == metrics[name]
     model = mondeq.load(runs.together / "cli")
     assert isinstance(model.get_submodule("layer"), mondeq.ReadoutLayer)
+
+
+def test_a_table_of_two_processes_is_that_of_one(runs: Runs, tmp_path: Path) -> None:
+    """Every image once, in order, and where they can be attacked the first eleven are."""
+    again = tmp_path / "table.csv"
+    options = ("--limit", "21", "--table", str(again), "--device", "cpu")
+    assert cli.main(["certify", str(runs.together / "cli"), *options]) == 0
+    both = []
+    for path in (runs.together / "table.csv", again):
+        with path.open(newline="") as file:
+            both.append(list(csv.DictReader(file)))
+    for found, expected in zip(*both, strict=True):
+        assert float(found["radius"]) == pytest.approx(float(expected["radius"]), rel=1e-7, abs=1e-9)
+        assert all(found[name] == expected[name] for name in ("index", "label", "prediction", "correct", "method"))
+    if "attack" in both[0][0]:
+        assert all(float(row["attacked_distance"]) > float(row["radius"]) for row in both[0][:11])
+        assert {row["attack"] for row in both[0][11:]} == {""}
+    assert not (runs.together / "table.csv.partial").exists()
 
 
 def test_a_run_of_two_processes_is_resumed_by_one(runs: Runs, tmp_path: Path) -> None:
