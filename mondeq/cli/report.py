@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,14 +16,14 @@ from torch import Tensor
 
 import mondeq
 from mondeq import data, distributed, values
-from mondeq.attacks import accuracy_under_attack
+from mondeq.attacks import GEOMETRIES, accuracy_under_attack, nearest_adversarials, prepared
 from mondeq.bounds import lipschitz_bounds
 from mondeq.certificates import Certifier, Report
 from mondeq.cli.evaluation import add_data_dir, add_device, certify_split, count, run_data
 from mondeq.cli.output import check_writable, show
-from mondeq.errors import ConfigError, RunError
+from mondeq.errors import RunError
 from mondeq.files import read_json, write_text
-from mondeq.network import Network, detached_copy
+from mondeq.network import Network
 from mondeq.norms import L2
 from mondeq.report import Contents, Picture, compose, is_of_run
 from mondeq.runs import CONFIG, load
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
         check_writable(out)
         _check_free(out, options.folder)
         if options.attack:
-            _deep_fool()
+            prepared(GEOMETRIES["l2"])  # before anything is computed
         model = load(options.folder, device=device)
         dataset = run_data(options.folder, options.data_dir, model)
         split = data.Split(dataset.test.images[: options.limit], dataset.test.labels[: options.limit])
@@ -174,36 +175,11 @@ def _pictures(
     radii = report.radius[chosen].tolist()
     if not attack or not len(images):
         return [Picture(*each) for each in zip(images, names, radii, strict=True)]
-    found, given = _nearest(model, images, split.labels[chosen].to(model.device))
-    distances = (found.double() - images.double()).flatten(1).norm(dim=1).tolist()
+    found = nearest_adversarials(model, images, split.labels[chosen].to(model.device), radii=L2.radii)
+    given = model(found.examples.to(images)).argmax(1).tolist()
     return [
-        Picture(image, name, radius, *((other, classes[number], distance) if classes[number] != name else ()))
+        Picture(image, name, radius, *((other, classes[number], distance) if distance < math.inf else ()))
         for image, name, radius, other, number, distance in zip(
-            images, names, radii, found, given.tolist(), distances, strict=True
+            images, names, radii, found.examples, given, found.distance.tolist(), strict=True
         )
     ]
-
-
-def _nearest(model: Network, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest images that an attack finds with other predictions, and these; where it finds none, whatever it has.
-
-    Source: DeepFool of Moosavi-Dezfooli, Fawzi & Frossard 2016, arXiv 1511.04599, as Foolbox has it.
-    """
-    attack, target = _deep_fool()
-    victim = detached_copy(model)
-    with torch.enable_grad():
-        _, found, _ = attack(steps=100)(
-            target(victim, bounds=(0, 1), device=victim.device), images, labels, epsilons=None
-        )
-    with torch.no_grad():
-        return found, victim(found).argmax(1)
-
-
-def _deep_fool() -> tuple[Any, Any]:
-    """The attack, and what wraps a model for it. Raises ConfigError where Foolbox is missing."""
-    try:
-        from foolbox.attacks.deepfool import L2DeepFoolAttack
-        from foolbox.models.pytorch import PyTorchModel
-    except ImportError:
-        raise ConfigError('`--attack` needs the foolbox package: pip install "mondeq[attack]"') from None
-    return L2DeepFoolAttack, PyTorchModel

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import mondeq
-from mondeq.certificates import base
+from mondeq.bounds import base
 from mondeq.cli import main
 from mondeq.data import Dataset
 
