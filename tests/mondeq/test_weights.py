@@ -30,7 +30,7 @@ def shifted(model: nn.Module, size: float, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for weight in twin.parameters():
             noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight)
-            weight += size * noise * weight.abs().amax()
+            weight += size * noise * weight.abs().amax() if weight.numel() else 0.0
     return twin
 
 
