@@ -335,6 +335,36 @@ class EquilibriumProof(Proof):
         # Where m > 0 is not proved, nothing is.
         return solution.value, torch.where(error >= 0, error, torch.inf)
 
+    def solved_for_readout(self, x: Tensor, reserve: float, gamma: float) -> tuple[Tensor, Tensor]:
+        """The computed state of inputs, and a bound on ‖Q(z − z*)‖ for a Q that A contains.
+
+        A residual r of the inclusion is an error e with reserve‖e‖² + ‖Qe‖²/(2γ) ≤ ⟨e, r⟩, hence ‖Qe‖² ≤ 2γ(‖r‖‖e‖ −
+        reserve‖e‖²) ≤ γ‖r‖²/(2 reserve): far less than ‖Q‖‖r‖/m. What z is away from the state that has this residual
+        counts ‖Q‖ ≤ √(2γ‖A‖) times.
+
+        Args:
+            x: Inputs (batch, …), float64.
+            reserve: ⟨e, Ae⟩ ≥ reserve‖e‖² + ‖Qe‖²/(2γ) for all e, in the Euclidean norm; where it is not > 0, nothing
+                is known.
+            gamma: γ.
+
+        Returns:
+            States and bounds, (batch,).
+
+        Raises:
+            NotConverged: A sample misses the tolerance and the layer's `on_failure` is "raise".
+        """
+        solution = self.solve(x)
+        problem = splitting.Inclusion(self.operator, self.linear.source(x), self.layer.prox)
+        distance, residual = problem.backward_error(solution.value)
+        residual = residual + self.linear.source_rounding(x.abs().flatten(1))
+        if not reserve > 0:
+            return solution.value, torch.full_like(residual, torch.inf)
+        gain = verified.round_up((gamma / reserve / 2) ** 0.5)
+        size = verified.round_up((2 * gamma * self.operator.lipschitz) ** 0.5)
+        error = (size * distance + gain * residual) * (1 + 1e-12)
+        return solution.value, torch.where(error >= 0, error, torch.inf)
+
     def _distance(self, moved: EquilibriumProof, x: Tensor, z: Tensor, error: Tensor) -> Tensor:
         """A bound on ‖z′(x) − z‖_Λ′ for the exact state z′(x) of other weights and z within `error` of that of these.
 

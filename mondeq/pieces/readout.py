@@ -93,23 +93,15 @@ class ReadoutLayer(EquilibriumLayer):
 
 
 class _ReadoutProof(Proof):
-    """‖Δy‖ ≤ γ‖Δx‖. An error r of the inclusion is one of y of at most √(γ/(2m))·‖r‖, far less than ‖C‖‖r‖/m.
-
-    m‖Δz‖² + ‖CΔz‖²/(2γ) ≤ ⟨Δz, r⟩ gives ‖CΔz‖² ≤ 2γ(‖r‖‖Δz‖ − m‖Δz‖²) ≤ γ‖r‖²/(2m).
-    """
+    """‖Δy‖ ≤ γ‖Δx‖, for a read-out C that A contains as CᵀC/(2γ)."""
 
     def __init__(self, layer: ReadoutLayer, norm: Norm, in_shape: torch.Size) -> None:
         self.state = EquilibriumProof(layer, Norm(), in_shape)
         self.linear, self.norm, self.out_shape = layer.linear, Norm(), layer.linear.out_shape
-        reserve, gamma = self.linear.reserve(), self.linear.gain
-        proved = reserve > 0
-        self.constant = verified.round_up(gamma * norm.euclidean()) if proved else float("inf")
-        self.gain = verified.round_up((gamma / reserve / 2) ** 0.5) if proved else float("inf")
+        self.reserve, self.gamma = self.linear.reserve(), self.linear.gain
+        self.constant = verified.round_up(self.gamma * norm.euclidean()) if self.reserve > 0 else float("inf")
 
     def enclose(self, ball: Ball) -> Ball:
-        solution = self.state.solve(ball.centre)
-        source = self.linear.source_rounding(ball.centre.abs().flatten(1))
-        residual = solution.error_bound * self.state.m + source
-        own = torch.where(residual >= 0, residual, torch.inf) * self.gain
-        own = (own + self.linear.read_rounding(solution.value)) * (1 + 1e-12)
-        return Ball(self.linear.read(solution.value), scaled_radius(self.constant, ball.radius) + own, self.norm)
+        z, own = self.state.solved_for_readout(ball.centre, self.reserve, self.gamma)
+        own = (own + self.linear.read_rounding(z)) * (1 + 1e-12)
+        return Ball(self.linear.read(z), scaled_radius(self.constant, ball.radius) + own, self.norm)

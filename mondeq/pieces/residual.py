@@ -79,10 +79,7 @@ class ResidualLayer(EquilibriumLayer):
 
 
 class _ResidualProof(Proof):
-    """‖Δy‖ ≤ ‖Δx‖. An error r of the inclusion is one of Uᵀz of at most ‖r‖/√(2m), far less than ‖U‖‖r‖/m.
-
-    m‖Δz‖² + ½‖UᵀΔz‖² ≤ ⟨Δz, r⟩ gives ‖UᵀΔz‖² ≤ 2(‖r‖‖Δz‖ − m‖Δz‖²) ≤ ‖r‖²/(2m).
-    """
+    """‖Δy‖ ≤ ‖Δx‖; errors of Uᵀz are those of a read-out that A contains, with γ = 1."""
 
     def __init__(self, layer: ResidualLayer, norm: Norm, in_shape: torch.Size) -> None:
         self.state = EquilibriumProof(layer, Norm(), in_shape)
@@ -92,11 +89,8 @@ class _ResidualProof(Proof):
 
     def enclose(self, ball: Ball) -> Ball:
         x = ball.centre
-        solution = self.state.solve(x)
-        residual = solution.error_bound * self.state.m + self.linear.source_rounding(x.abs().flatten(1))
-        gain = verified.round_up((2 * self.reserve) ** -0.5) if self.reserve > 0 else float("inf")
-        own = torch.where(residual >= 0, residual, torch.inf) * gain
-        pulled = self.linear.pull(solution.value)
+        z, own = self.state.solved_for_readout(x, self.reserve, 1.0)
+        pulled = self.linear.pull(z)
         rounding = 4 * verified.rounding_factor(1) * (verified.vector_norm(x) + verified.vector_norm(pulled))
-        rounding = rounding + self.linear.pull_rounding(solution.value)
+        rounding = rounding + self.linear.pull_rounding(z)
         return Ball(x - pulled, scaled_radius(self.constant, ball.radius) + (own + rounding) * (1 + 1e-12), self.norm)

@@ -185,10 +185,8 @@ class Inclusion(Problem):
     def error_bound(self, z: Tensor) -> Tensor:
         """Proved upper bound on ‖z − z*‖_Λ for each sample and any z, wherever it came from.
 
-        One forward–backward step with step β = 1/rms(A) leads from z to z′ = σ(y), for which s = y − z′ ∈ ∂f(z′)
-        exactly, whatever y is; with r = A z′ − c + s, strong monotonicity gives ‖z′ − z*‖ ≤ ‖r‖/m, and the bound is
-        ‖z − z′‖ + ‖r‖/m. All in float64, with the rounding of every operation added. The exact problem is the one whose
-        A, c are the given floating-point numbers.
+        It is d + ρ/m for the two numbers of `backward_error`. The exact problem is the one whose A, c are the given
+        floating-point numbers.
 
         Args:
             z: States, (batch, *state_shape).
@@ -201,11 +199,35 @@ class Inclusion(Problem):
             InvalidType: If z is no tensor, or of another dtype or device.
         """
         self.check_state("z", z)
+        m = self.frozen().double().operator.strong_monotonicity
+        if not m > 0 or z.numel() == 0:
+            return self.source.double().new_full((len(self.source),), torch.inf if z.numel() else 0.0)
+        distance, residual = self.backward_error(z)
+        return (distance + residual / m) * (1 + 1e-12)
+
+    @torch.no_grad()
+    @in_full_precision
+    def backward_error(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(d, ρ) for each sample and any z: some z′ with ‖z − z′‖_Λ ≤ d has an r ∈ A z′ − c + ∂f(z′) with ‖r‖_Λ ≤ ρ.
+
+        With that r, ⟨z′ − z*, A(z′ − z*)⟩_Λ ≤ ⟨z′ − z*, r⟩_Λ: strong monotonicity gives ‖z′ − z*‖_Λ ≤ ρ/m, and more
+        where more is known of A. One forward–backward step with step β = 1/rms(A) leads from z to z′ = σ(y), for which
+        s = y − z′ ∈ ∂f(z′) exactly, whatever y is, and r = A z′ − c + s. All in float64, with the rounding of every
+        operation added.
+
+        Args:
+            z: States, (batch, *state_shape).
+
+        Returns:
+            Both bounds, (batch,), float64; inf where z is not finite.
+
+        Raises:
+            InvalidArgument: If z has another shape than the source.
+            InvalidType: If z is no tensor, or of another dtype or device.
+        """
+        self.check_state("z", z)
         exact = self.frozen().double()
         operator, source, prox = exact.operator.frozen(), exact.source, exact.prox
-        m = operator.strong_monotonicity
-        if not m > 0 or z.numel() == 0:
-            return source.new_full((len(source),), torch.inf if z.numel() else 0.0)
         z = z.detach().double()
         beta = operator.typical_step
         y = prox.point(z - beta * (operator.apply(z) - source), beta)
@@ -219,8 +241,9 @@ class Inclusion(Problem):
         r_error = operator.rounding(nearby) + verified.rounding_factor(4) * size + vanished
         # A wrong last digit of σ moves both A z′ and s.
         r_error = r_error + (operator.frobenius + 1) * sigma_error
-        bound = _norm(operator, z - nearby) + sigma_error + (_norm(operator, r) + r_error) / m
-        return torch.nan_to_num(bound * (1 + 1e-12), nan=torch.inf)
+        bounds = _norm(operator, z - nearby) + sigma_error, _norm(operator, r) + r_error
+        distance, residual = (torch.nan_to_num(bound * (1 + 1e-12), nan=torch.inf) for bound in bounds)
+        return distance, residual
 
 
 def _norm(operator: Operator, z: Tensor) -> Tensor:

@@ -204,3 +204,20 @@ def test_a_class_that_changes_what_the_proof_rests_on_is_refused(kind: type[mond
     model = mondeq.Network([mondeq.ResidualLayer(kind(4, 3)), torch.nn.Linear(4, 2)], (4,)).double().eval()
     with pytest.raises(splitting.InvalidType, match="derives from ReflectedDense, whose constants need not be its own"):
         mondeq.lipschitz_bounds(model)
+
+
+@each_kind
+@pytest.mark.parametrize("m", [1e-3, 0.1])
+def test_the_error_of_a_loose_solve_is_bounded(kind: str, m: float) -> None:
+    """z may be far from the state whose residual is known: that distance counts ‖U‖ times in Uᵀz."""
+    linear = drawn(kind, 0, 1.0, m)
+    network = mondeq.Network([mondeq.ResidualLayer(linear)])
+    stage = Chain.of(network).stages[0]
+    x = torch.randn(16, *linear.in_shape, dtype=torch.float64)
+    exact = stage.enclose(mondeq.Ball(x, torch.zeros(16, dtype=torch.float64), mondeq.Norm())).centre
+    for tol in (0.5, 0.1, 1e-3):
+        stage.state.layer.tol = tol  # type: ignore[attr-defined]
+        out = stage.enclose(mondeq.Ball(x, torch.zeros(16, dtype=torch.float64), mondeq.Norm()))
+        error = (out.centre - exact).flatten(1).norm(dim=1)
+        assert bool((error <= out.radius + 1e-5).all())
+        assert float(out.radius.max()) <= 1e3 * float(error.max())

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 import mondeq
-from mondeq.bounds import base
+from mondeq.bounds import base as bounds
+from mondeq.certificates import base
 from mondeq.cli import main
 from mondeq.data import Dataset
 
@@ -55,7 +56,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven images at a time."""
-    monkeypatch.setattr(base, "_ENTRIES_AT_ONCE", 7 * 64)
+    monkeypatch.setattr(bounds, "_ENTRIES_AT_ONCE", 7 * 64)
 
 
 def interrupted_after(monkeypatch: pytest.MonkeyPatch, blocks: int, error: BaseException) -> list[int]:
