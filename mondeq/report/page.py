@@ -129,7 +129,7 @@ def _certified(contents: Contents) -> str:
     report, attacked, symbol = contents.report, contents.attacked, NORMS[contents.report.norm].symbol
     largest = float(report.radius[report.correct & report.radius.isfinite()].max()) if report.correct.any() else 0.0
     end = max(largest, *contents.radii, 1e-3)
-    shares = report.certified_accuracy([end * k / _POINTS for k in range(_POINTS + 1)])
+    shares = report.certified_accuracy([end * (k / _POINTS) for k in range(_POINTS + 1)])
     clean = 100 * report.accuracy
     curves = [
         Curve("certified", [(r, 100 * share) for r, share in shares.items()], "steps"),
@@ -167,7 +167,7 @@ def _by_class(contents: Contents) -> str:
             rows.append(
                 [name, str(int(among.sum())), *map(_percent, [clean, *shares]), f"{_mean_radius(report, among):.3f}"]
             )
-    return _table(rows, header) + "<p>Of the radius of a wrong image 0 is counted.</p>"
+    return _table(rows, header) + "<p>A wrong image counts with radius 0.</p>"
 
 
 def _share(mask: Tensor) -> float:

@@ -121,6 +121,8 @@ class TrainingConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not math.isfinite(self.radius_factor * self.radius):
+            raise ConfigError(f"`radius_factor` must leave `radius` {self.radius:g} finite, got {self.radius_factor:g}")
         self.make_loss()
 
     def make_loss(self) -> Loss:

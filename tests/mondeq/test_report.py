@@ -230,6 +230,11 @@ def test_nothing_certified_and_nothing_right() -> None:
     assert page.images() == []
 
 
+@pytest.mark.parametrize("radius", [1e-300, 1e308])
+def test_a_radius_of_any_size(radius: float) -> None:
+    assert f"{radius:g}" in page_of(compose(contents(tiny_dataset(), radii=[0.1, radius]))).text
+
+
 def test_grey_colour_and_other_channels_are_shown() -> None:
     for channels, shape in ((1, (5, 6)), (3, (5, 6, 3)), (2, (5, 6))):
         page = page_of(compose(contents(tiny_dataset(), strongest=[Picture(torch.rand(channels, 5, 6), "a", 0.5)])))

@@ -234,6 +234,7 @@ def test_the_optimizer_gets_the_scheduled_rates(data: Dataset, tmp_path: Path, m
         ({"shift": 1.5}, "`shift` must be"),
         ({"seed": -1}, "`seed` must be"),
         ({"radius_factor": 0}, "`radius_factor` must be a finite number > 0, got 0"),
+        ({"radius_factor": 1e200, "radius": 1e200}, r"`radius_factor` must leave `radius` 1e\+200 finite, got 1e\+200"),
         ({"augment": "auto"}, "`augment` must be one of none, rand, got 'auto'"),
         ({"extra": ""}, "`extra` must be the name of a folder of pictures, got ''"),
         ({"extra_share": 1}, r"`extra_share` must be in \(0, 1\), got 1"),
