@@ -55,7 +55,7 @@ def lipschitz_bounds(
         suited = {name: method for name, method in methods.items() if method.unsuited(chain) is None}
         bounds = {name: _timed(partial(method.bound, chain)) for name, method in suited.items()}
         if images is not None:
-            bounds["local Jacobian"] = _timed(partial(local_jacobian_bound, chain.exact, images))
+            bounds["local Jacobian"] = _timed(partial(local_jacobian_bound, model, images))
     return bounds
 
 

@@ -135,8 +135,10 @@ def test_constants_are_per_unit_of_pixel(kind: str) -> None:
         # The γ of a lipschitz model is per unit of pixel: the same weights promise twice as much.
         settings = {"mean": (0.5, 0.5), "std": (0.5 * factor, 0.25 * factor), "gamma": 0.7 / factor}
         model = perturbed(classifier(kind, activation="tanh", **settings), 0)
-        found.append(mondeq.lipschitz_bounds(model, torch.full((1, 2, 2, 3), 0.5)))
-    assert found[0].keys() == found[1].keys() >= {"product", "local Jacobian"}
+        slope = local_jacobian_norms(model, torch.full((1, 2, 2, 3), 0.5))
+        bounds = mondeq.lipschitz_bounds(model)
+        found.append(bounds | {"local": mondeq.Bound(float(slope), "estimate", "", "")})
+    assert found[0].keys() == found[1].keys() >= {"product", "local"}
     for name, bound in found[0].items():
         # Where a metric is searched for, the search is another one.
         precision = 1e-2 if "optimised" in name else 1e-6
@@ -390,7 +392,11 @@ def test_the_estimate_is_the_largest_at_any_image() -> None:
     model = classifier(activation="tanh")
     images = pictures(model, 7)
     norms_there = local_jacobian_norms(model, images)
-    assert mondeq.lipschitz_bounds(model, images)["local Jacobian"].value == float(norms_there.max())
+    found = mondeq.lipschitz_bounds(model, images)["local Jacobian"].value
+    assert (1 - 1e-6) * float(norms_there.max()) <= found
+    # Far away, where tanh is flat, there is nothing to climb.
+    far = local_jacobian_norms(model, images + 1e6)
+    assert float(far.max()) < found
     assert float(norms_there.max()) > 1.01 * float(norms_there.min())
 
 
