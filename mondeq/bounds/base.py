@@ -115,17 +115,18 @@ class Chain:
                 within = stages[-1].norm
         return Chain(exact, norm, kind.euclidean(exact.in_shape), stages, scrutiny.fingerprint(exact))
 
-    def enclose(self, images: Tensor) -> Ball:
-        """What provably contains the exact input of the last stage.
+    def enclose(self, images: Tensor, number: int = -1) -> Ball:
+        """What provably contains the exact input of a stage.
 
         Args:
             images: (batch, *in_shape) float64.
+            number: Of the stage; by default the last.
 
         Returns:
             A ball for every image.
         """
         ball = Ball(images, images.new_zeros(len(images)), Norm())
-        for stage in self.stages[:-1]:
+        for stage in self.stages[:number]:
             ball = stage.enclose(ball)
         return ball
 

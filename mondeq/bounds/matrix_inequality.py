@@ -29,7 +29,7 @@ class MatrixInequality(BoundMethod):
     """
 
     def unsuited(self, chain: Chain) -> str | None:
-        return None if _setting(chain) is not None else "no dense equilibrium whose states go straight to the logits"
+        return None if Tail.of(chain) is not None else "no dense equilibrium whose states go straight to the logits"
 
     def bound(self, chain: Chain) -> Bound:
         return prove(chain, None)
@@ -40,12 +40,12 @@ class OptimisedMetric(BoundMethod):
     """The same with a metric that is searched for, where the operator has none to begin with."""
 
     def unsuited(self, chain: Chain) -> str | None:
-        setting = _setting(chain)
-        if setting is None:
+        tail = Tail.of(chain)
+        if tail is None:
             return "no dense equilibrium whose states go straight to the logits"
-        if setting.blocks.metric is not None:
+        if tail.blocks.metric is not None:
             return "the operator has a metric of its own"
-        size = len(setting.blocks.matrix)
+        size = len(tail.blocks.matrix)
         return None if size <= LARGEST_SEARCH else f"{size} units, and the search takes minutes beyond {LARGEST_SEARCH}"
 
     def bound(self, chain: Chain) -> Bound:
@@ -53,25 +53,58 @@ class OptimisedMetric(BoundMethod):
 
 
 @dataclass(frozen=True, eq=False)
-class _Setting:
-    """The last equilibrium of a network: its matrices, the read-out C, the constant of what comes before it."""
+class Tail:
+    """The last equilibrium of a network with the linear read-out that its states go to.
 
+    Args:
+        number: That of its stage in the chain.
+        blocks: Its matrices.
+        head: The read-out C, (classes, n).
+        trunk: The constant of what comes before it.
+    """
+
+    number: int
     blocks: Blocks
     head: Tensor
     trunk: float
 
+    @staticmethod
+    def of(chain: Chain) -> Tail | None:
+        """That of a network.
 
-def _setting(chain: Chain) -> _Setting | None:
-    """None where the last equilibrium has no matrices, or its states do not go straight to linear logits."""
-    head = chain.stages[-1].rows()
-    for number in reversed(range(len(chain.stages) - 1)):
-        if head is None:
-            return None
-        stage = chain.stages[number]
-        if (blocks := stage.blocks()) is not None:
-            return _Setting(blocks, head, chain.constant(chain.stages[:number]))
-        head = stage.lift(head)
-    return None
+        Args:
+            chain: What is proved of the network.
+
+        Returns:
+            The tail; None where the last equilibrium has no matrices, or its states go elsewhere than to linear logits.
+        """
+        head = chain.stages[-1].rows()
+        for number in reversed(range(len(chain.stages) - 1)):
+            if head is None:
+                return None
+            stage = chain.stages[number]
+            if (blocks := stage.blocks()) is not None:
+                return Tail(number, blocks, head, chain.constant(chain.stages[:number]))
+            head = stage.lift(head)
+        return None
+
+    @staticmethod
+    def required(chain: Chain) -> Tail:
+        """That of a network that has one.
+
+        Args:
+            chain: What is proved of the network.
+
+        Returns:
+            The tail.
+
+        Raises:
+            InvalidArgument: There is none.
+        """
+        tail = Tail.of(chain)
+        if tail is None:
+            raise InvalidArgument("`chain` has no dense equilibrium whose states go straight to the logits")
+        return tail
 
 
 def prove(chain: Chain, metric: Tensor | None) -> Bound:
@@ -87,26 +120,19 @@ def prove(chain: Chain, metric: Tensor | None) -> Bound:
     Raises:
         InvalidArgument: The network is none of that kind.
     """
-    setting = _required(chain)
-    head = setting.head
+    tail = Tail.required(chain)
+    head = tail.head
     pairs = head.new_zeros(len(head), len(head))
     try:
-        value = _constants(_Problem.of(setting.blocks, metric), head, pairs)
+        value = _constants(_Problem.of(tail.blocks, metric), head, pairs)
     except LinAlgError:
         # Weights of such a scale that no eigenvalue routine copes: nothing is proved.
         value = math.inf
         pairs.fill_(math.inf).fill_diagonal_(0)
-    if setting.trunk != 1:
-        value = verified.round_up(value * setting.trunk)
-        pairs = (pairs * setting.trunk * (1 + 1e-15) + verified.UNDERFLOW).fill_diagonal_(0)
+    if tail.trunk != 1:
+        value = verified.round_up(value * tail.trunk)
+        pairs = (pairs * tail.trunk * (1 + 1e-15) + verified.UNDERFLOW).fill_diagonal_(0)
     return Bound(value, "certified", "matrix inequality", ASSUMPTIONS, pairs).sealed(chain)
-
-
-def _required(chain: Chain) -> _Setting:
-    setting = _setting(chain)
-    if setting is None:
-        raise InvalidArgument("`chain` has no dense equilibrium whose states go straight to the logits")
-    return setting
 
 
 def _constants(problem: _Problem, head: Tensor, pairs: Tensor) -> float:
@@ -137,8 +163,8 @@ def optimised_metric(chain: Chain, *, steps: int = 150) -> Tensor:
     Raises:
         InvalidArgument: The network is none of that kind.
     """
-    setting = _required(chain)
-    blocks, head = setting.blocks, setting.head
+    tail = Tail.required(chain)
+    blocks, head = tail.blocks, tail.head
     matrix, inputs = blocks.matrix, blocks.inputs
     start = matrix.new_ones(len(matrix)) if blocks.metric is None else blocks.metric.detach()
     if not bool(inputs.any()) or not bool(head.any()):

@@ -2,5 +2,6 @@
 
 from mondeq.certificates.base import CERTIFICATES, Certificate, Certifier, Prepared, Report, certify
 from mondeq.certificates.gaps import Gaps
+from mondeq.certificates.local import Local
 
-__all__ = ["CERTIFICATES", "Certificate", "Certifier", "Gaps", "Prepared", "Report", "certify"]
+__all__ = ["CERTIFICATES", "Certificate", "Certifier", "Gaps", "Local", "Prepared", "Report", "certify"]

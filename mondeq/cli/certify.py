@@ -16,6 +16,7 @@ from mondeq.cli.evaluation import (
     bounds_table,
     certify_split,
     count,
+    local_gain,
     report_json,
     report_table,
     run_data,
@@ -50,6 +51,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--attack-samples", type=count(1), default=500, metavar="N", help="images to attack (500)")
     parser.add_argument("--limit", type=count(1), metavar="N", help="use only the first N test images")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the certified-accuracy curve")
+    parser.add_argument(
+        "--local", action="store_true", help="also certify by what the network is like near each image (slow)"
+    )
     add_norm(parser)
     add_data_dir(parser)
     add_device(parser)
@@ -76,7 +80,10 @@ def run(options: argparse.Namespace) -> int:
         if options.attack and options.norm != "l2":
             raise ConfigError("`--attack` knows ℓ2 attacks only; leave out --norm or --attack")
         split = run_data(options.folder, options.data_dir, model).test
-        report = certify_split(Certifier(model, options.norm), split, options.limit)
+        report = everywhere = certify_split(Certifier(model, options.norm), split, options.limit)
+        if options.local:
+            local = Certifier(model, options.norm, report.bounds, extra=["local"])
+            report = certify_split(local, split, options.limit)
         figures = report_json(report, options.radii)
         attacked = None
         if options.attack and distributed.is_main():
@@ -92,9 +99,13 @@ def run(options: argparse.Namespace) -> int:
             plots.certified_accuracy(report, str(options.folder), options.plot)
         save_json(options.json, figures)
         note = ""
+        if options.local:
+            gained = local_gain(everywhere, report, options.radii)
+            figures["without_local"] = report_json(everywhere, options.radii)["certified_accuracy"]
+            note = f"\n\n{gained}"
         if attacked:
             blind = percent(figures["attack_zero_gradients"])
-            note = f"\n({figures['attacked_samples']} images attacked; {blind} of the attack's gradients were 0)"
+            note += f"\n({figures['attacked_samples']} images attacked; {blind} of the attack's gradients were 0)"
         show(f"{report_table(report, options.radii, attacked)}{note}\n\n{bounds_table(report.bounds)}")
     return 0
 
