@@ -96,6 +96,31 @@ def _smallest_eigenvalue(matrix: Tensor) -> float:
     return -2.0 * n  # Gershgorin, with room for rounding
 
 
+def minorant(matrix: Tensor, *, perturbation: float = 0.0) -> tuple[Tensor, float] | None:
+    """R and δ > 0 with S ⪰ RRᵀ + δI for every symmetric matrix S near a given one.
+
+    So ‖x‖² over S⁻¹ is at most ‖R⁻¹x‖², and at most ‖x‖²/δ. Cholesky of the matrix less a little more than rounding and
+    perturbation proves it, where it runs through (Rump 2006).
+
+    Args:
+        matrix: (n, n), float64, symmetric to the last bit.
+        perturbation: How far from it, in the 2-norm, S may be.
+
+    Returns:
+        R, lower triangular, and δ; None where nothing is proved, as for a matrix of extreme scale.
+    """
+    n, trace = len(matrix), float(_traces(matrix))
+    # Between these, nothing of weight vanishes or overflows.
+    if not 2.0**-200 < trace < 2.0**200:
+        return None
+    floor = 1e-9 * trace / n
+    shift = perturbation + 4 * rounding_factor(2 * n + 8) * trace + floor
+    shifted = matrix.clone()
+    shifted.diagonal().sub_(shift)
+    factor, info = torch.linalg.cholesky_ex(shifted)
+    return None if int(info) != 0 else (factor, floor)
+
+
 def _traces(matrix: Tensor) -> Tensor:
     return matrix.diagonal(dim1=-2, dim2=-1).abs().sum(-1)
 

@@ -122,17 +122,18 @@ class Chain:
         """How many images are solved for at a time, in float64 and with the memory of acceleration: about 2 GiB."""
         return min(max(_ENTRIES_AT_ONCE // self.exact.largest, 1), 500)
 
-    def enclose(self, images: Tensor) -> Ball:
-        """What provably contains the exact input of the last stage.
+    def enclose(self, images: Tensor, number: int = -1) -> Ball:
+        """What provably contains the exact input of a stage.
 
         Args:
             images: (batch, *in_shape) float64.
+            number: Of the stage; by default the last.
 
         Returns:
             A ball for every image.
         """
         ball = Ball(images, images.new_zeros(len(images)), Norm())
-        for stage in self.stages[:-1]:
+        for stage in self.stages[:number]:
             ball = stage.enclose(ball)
         return ball
 

@@ -6,8 +6,9 @@ A certificate is a method, one file each. It is prepared once for a network, and
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -88,7 +89,13 @@ class Prepared(ABC):
 
 
 class Certificate(Method, ABC):
-    """A way to certify predictions. One file each; it enrols in `CERTIFICATES`."""
+    """A way to certify predictions. One file each; it enrols in `CERTIFICATES`.
+
+    Attributes:
+        routine: Whether it is tried unasked; one that takes long is not.
+    """
+
+    routine: ClassVar[bool] = True
 
     @abstractmethod
     def prepare(self, chain: Chain, bounds: Mapping[str, Bound]) -> Prepared:
@@ -119,20 +126,32 @@ class Certifier:
             refuses this object for it then.
         norm: That of the radii, a name in NORMS: "l2", "linf".
         bounds: Those of `lipschitz_bounds(model, norm=norm)`, where they are at hand.
+        extra: Certificates that are tried besides, of those that take long: names in CERTIFICATES, such as "local".
 
     Raises:
-        ConfigError: There is no such norm.
+        ConfigError: There is no such norm, or no such certificate.
         InvalidType: It is not certain that model(x) is what its pieces say, or `bounds` are no bounds.
         InvalidArgument: A piece has no proved constant (the message names it), it is not certain that model(x) is what
-            its pieces say, or `bounds` belong to other weights.
+            its pieces say, `bounds` belong to other weights, or an extra certificate does not suit the network.
     """
 
-    def __init__(self, model: Network, norm: str = "l2", bounds: Mapping[str, Bound] | None = None) -> None:
+    def __init__(
+        self,
+        model: Network,
+        norm: str = "l2",
+        bounds: Mapping[str, Bound] | None = None,
+        *,
+        extra: Sequence[str] = (),
+    ) -> None:
         self.chain = Chain.of(model, norm)
         self.chain.require_logits()
         given = lipschitz_bounds(model, norm=norm, chain=self.chain) if bounds is None else bounds
         with proving(self.chain.exact.device):
-            kinds = {name: kind() for name, kind in CERTIFICATES.items()}
+            asked = {name: CERTIFICATES[name]() for name in extra}
+            for name, kind in asked.items():
+                if (reason := kind.unsuited(self.chain)) is not None:
+                    raise InvalidArgument(f"the certificate {name!r} does not suit this network: {reason}")
+            kinds = {name: kind() for name, kind in CERTIFICATES.items() if kind.routine} | asked
             self._prepared = {
                 name: kind.prepare(self.chain, given)
                 for name, kind in kinds.items()
@@ -196,6 +215,7 @@ def certify(
     norm: str = "l2",
     batch_size: int | None = None,
     bounds: Mapping[str, Bound] | None = None,
+    extra: Sequence[str] = (),
     certifier: Certifier | None = None,
 ) -> Report:
     """Prove radii within which the exact network's prediction is constant, by the best of all certificates that suit.
@@ -210,13 +230,14 @@ def certify(
         norm: That of the radii, a name in NORMS: "l2", "linf".
         batch_size: Images at a time; by default at most 500, fewer where their states are large.
         bounds: Those of `lipschitz_bounds(model, norm=norm)` for its present weights, where they are at hand.
-        certifier: `Certifier(model, norm)` for its present weights, where it is at hand.
+        extra: Certificates that are tried besides, of those that take long: names in CERTIFICATES, such as "local".
+        certifier: `Certifier(model, norm)` for its present weights, where it is at hand; what it tries is what counts.
 
     Returns:
         The report.
 
     Raises:
-        ConfigError: There is no such norm.
+        ConfigError: There is no such norm, or no such certificate.
         InvalidType: An argument is of another type, images are elsewhere than the weights, or it is not certain that
             model(x) is the network that its weights say: overridden methods, subclasses, wrappers.
         InvalidArgument: Images are NaN or inf or have wrong shapes, labels are out of range, bounds or certifier belong
@@ -224,7 +245,7 @@ def certify(
             weights say: hooks, parametrizations, an activation steeper than 1.
     """
     if certifier is None:
-        certifier = Certifier(model, norm, bounds)
+        certifier = Certifier(model, norm, bounds, extra=extra)
     elif not isinstance(certifier, Certifier):
         raise InvalidType(f"`certifier` must be a mondeq.Certifier, got {type(certifier).__name__}")
     else:

@@ -21,6 +21,7 @@ from mondeq.cli.evaluation import (
     certify_split,
     count,
     first_images,
+    local_gain,
     report_json,
     report_table,
     run_data,
@@ -59,6 +60,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "command goes on where it was",
     )  # fmt: skip
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the certified-accuracy curve")
+    parser.add_argument(
+        "--local", action="store_true", help="also certify by what the network is like near each image (slow)"
+    )
     add_norm(parser)
     add_data_dir(parser)
     add_device(parser)
@@ -87,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
         attacks = list(prepared(GEOMETRIES[options.norm])) if options.attack else []
         model = load(options.folder, device=device)
         split = first_images(run_data(options.folder, options.data_dir, model).test, options.limit)
-        certifier = Certifier(model, options.norm)
+        certifier = Certifier(model, options.norm, extra=["local"] if options.local else [])
         partial = Partial(options.table, _key(options, certifier, split, attacks))
         try:
             report, attacked = _evaluate(options, model, certifier, split, partial)
@@ -98,7 +102,10 @@ def run(options: argparse.Namespace) -> int:
             done += f", {partial.rows('attacking')} attacked" if options.attack else ""
             text = f"interrupted; {partial.path} has {done}: give the same command to go on"
             raise KeyboardInterrupt(text) from None
-        _leave(options, split, report, attacked)
+        everywhere = None
+        if options.local:
+            everywhere = certify_split(Certifier(model, options.norm, report.bounds), split, None)
+        _leave(options, split, report, attacked, everywhere)
         partial.finish()
     return 0
 
@@ -128,8 +135,10 @@ def _key(options: argparse.Namespace, certifier: Certifier, split: Split, attack
     }
 
 
-def _leave(options: argparse.Namespace, split: Split, report: Report, attacked: Attacked | None) -> None:
-    """Write and print what was found."""
+def _leave(
+    options: argparse.Namespace, split: Split, report: Report, attacked: Attacked | None, everywhere: Report | None
+) -> None:
+    """Write and print what was found; `everywhere` is the report without local certificates, where there are some."""
     figures = report_json(report, options.radii)
     cells = _cells(split, report)
     text = report_table(report, options.radii)
@@ -140,6 +149,9 @@ def _leave(options: argparse.Namespace, split: Split, report: Report, attacked: 
         under = report_table(attacked.report, options.radii, attacked.accuracies(options.radii))
         text = under if count == len(split) else f"{text}\n\nthe first {count} images:\n\n{under}"
         text += f"\n({count} images attacked; {blind} of the attack's gradients were 0)"
+    if everywhere is not None:
+        figures["without_local"] = report_json(everywhere, options.radii)["certified_accuracy"]
+        text += f"\n\n{local_gain(everywhere, report, options.radii)}"
     write_table(options.table, cells)
     if options.plot and distributed.is_main():
         plots.certified_accuracy(report, str(options.folder), options.plot)

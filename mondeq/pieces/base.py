@@ -21,7 +21,7 @@ from mondeq.parameterizations import Correlations, Noise
 from mondeq.registry import Registry
 from mondeq.settings import NoSettings
 from mondeq.settings import Settings as AnySettings
-from splitting import InvalidArgument, verified
+from splitting import InvalidArgument, Slopes, verified
 
 
 class Unproved(InvalidArgument):
@@ -186,6 +186,30 @@ class Proof(ABC):
             The kernels, in units in which the norm of the inputs is the 2-norm; None for all else.
         """
         return None
+
+    def preactivations(self, ball: Ball) -> tuple[Tensor, Tensor]:
+        """Wz + Ux + b of an equilibrium that has `blocks`, entry by entry.
+
+        Args:
+            ball: What contains the inputs.
+
+        Returns:
+            The computed values (batch, n), and what the exact ones may differ by; infinite where nothing is known.
+        """
+        raise NotImplementedError  # only what has blocks is asked
+
+    def chords(self, low: Tensor, high: Tensor, reach: Tensor) -> Slopes:
+        """Proved intervals of the slopes of σ from its pre-activations, for an equilibrium that has `blocks`.
+
+        Args:
+            low: Lower ends of the pre-activations, (batch, n).
+            high: Upper ends.
+            reach: How far they may move.
+
+        Returns:
+            Lower and upper ends of [σ(b) − σ(a)]/(b − a), a in [low, high], |b − a| ≤ reach. By default 0 and 1.
+        """
+        return torch.zeros_like(low), torch.ones_like(low)
 
     def rows(self) -> Tensor | None:
         """C of a stage that is x ↦ C x + d for flat x, exactly as its weights say.

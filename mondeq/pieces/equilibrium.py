@@ -28,6 +28,7 @@ from splitting import (
     InvalidType,
     Monitor,
     OnFailure,
+    Slopes,
     SplittingError,
     full_precision,
     is_recorded,
@@ -440,6 +441,26 @@ class EquilibriumProof(Proof):
             raise Unproved(f"has rows of |W| that sum to {contraction:.3g}, and boxes need < 1; use IntervalDense")
         nothing = U.new_zeros(1, self.linear.in_features)
         return W, U, self.linear.source(nothing)[0], contraction
+
+    def preactivations(self, ball: Ball) -> tuple[Tensor, Tensor]:
+        found = self.linear.blocks()
+        if found is None:
+            return super().preactivations(ball)
+        (A, U), state, x = found, self.enclose(ball), ball.centre.flatten(1)
+        z, bias = state.centre, self.linear.source(torch.zeros_like(ball.centre[:1]))
+        value = z - z @ A.mT + self.linear.source(ball.centre)
+        size = z.abs() + z.abs() @ A.abs().mT + x.abs() @ U.abs().mT + bias.abs()
+        terms = len(A) + U.shape[1] + 12
+        rounding = verified.rounding_factor(terms) * size + terms * verified.UNDERFLOW
+        # W in coordinates in which the norm of states is the 2-norm, U in those of inputs: row by row.
+        W = torch.eye(len(A), dtype=A.dtype, device=A.device) - A
+        rows = verified.vector_norm(W if state.norm.root is None else W / state.norm.root)
+        inputs = verified.vector_norm(U * self.scale)
+        error = rows * state.radius[:, None] + inputs * scaled_radius(1.0, ball.radius)[:, None] + rounding
+        return value, error * (1 + 1e-12)
+
+    def chords(self, low: Tensor, high: Tensor, reach: Tensor) -> Slopes:
+        return self.layer.prox.chords(low, high, reach)
 
     def blocks(self) -> Blocks | None:
         found = self.linear.blocks()

@@ -15,6 +15,7 @@ from splitting.prox.elementwise import (
     SoftThreshold,
     Tanh,
 )
+from splitting.prox.enclosure import Slopes
 from splitting.prox.masked import Masked
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Scale",
     "Scaled",
     "Sigmoid",
+    "Slopes",
     "SoftThreshold",
     "Softplus",
     "Step",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from splitting.context import is_transformed
 from splitting.errors import InvalidArgument, InvalidType
-from splitting.prox.enclosure import Slopes, outward
+from splitting.prox.enclosure import Slopes, mean_slopes, outward
 from splitting.prox.newton import root
 from splitting.scratch import recycled
 
@@ -114,6 +114,21 @@ class Activation(ABC):
         """
         shape = torch.broadcast_shapes(low.shape, high.shape)
         return low.new_zeros(shape), low.new_ones(shape)
+
+    def chords(self, low: Tensor, high: Tensor, reach: Tensor) -> Slopes:
+        """Proved interval of the slopes [σ(b) − σ(a)]/(b − a) over a in [low, high] and |b − a| ≤ reach, b ≠ a.
+
+        A chord is a mean of slopes: of those of all parts of [a, b] on either side.
+
+        Args:
+            low: Lower ends of one end of the chords.
+            high: Upper ends, low ≤ high, shaped like low.
+            reach: Their largest length, ≥ 0, shaped like low; may be inf.
+
+        Returns:
+            The lower and the upper ends, within [0, 1], of the dtype of low.
+        """
+        return mean_slopes(self.slopes, low, high, reach)
 
     def proximal(self, v: Tensor, alpha: float, out: Tensor | None = None) -> Tensor:
         """The proximal step prox_{αf}(v) = σ(point(v, α)); for α = 1 it is σ(v).

@@ -6,7 +6,7 @@ All is computed in float64 and rounded outward. Where low or high is NaN, nothin
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -20,6 +20,9 @@ Slopes = tuple[Tensor, Tensor]
 # exp is taken to be right to four units in the last place. The few operations that follow add as many; this is 16 times
 # as much as both.
 _RELATIVE = 2.0**-45
+
+# Into how many parts a chord is cut.
+_PARTS = 32
 
 
 def piecewise_linear(low: Tensor, high: Tensor, kinks: Sequence[float], slopes: Sequence[float]) -> Slopes:
@@ -68,6 +71,38 @@ def squared_sech(low: Tensor, high: Tensor) -> Slopes:
         return 4 * t / (1 + t).square()
 
     return around(value(farthest), value(nearest))
+
+
+def mean_slopes(slopes: Callable[[Tensor, Tensor], Slopes], low: Tensor, high: Tensor, reach: Tensor) -> Slopes:
+    """Of chords from a in [low, high] to a ± t, t ≤ reach, by the slopes in parts of equal length.
+
+    A mean over [0, t] is monotone in t within a part, where the slope in that part counts as constant. So its extremes
+    are means over whole parts, or the slope in the first.
+
+    Args:
+        slopes: Proved slopes in an interval, as `Activation.slopes` gives them.
+        low: Lower ends of a.
+        high: Upper ends, shaped like low.
+        reach: Shaped like low.
+
+    Returns:
+        Lower and upper ends, of the dtype of low.
+    """
+    # Parts come first, so that what an activation is made of still broadcasts against states.
+    count = torch.arange(1, _PARTS + 1, dtype=torch.float64, device=low.device).view(-1, *[1] * low.ndim)
+    near, far, reach = low.double(), high.double(), reach.double()
+    starts, ends = reach * ((count - 1) / _PARTS), reach * (count / _PARTS)
+    # Ends of parts are rounded.
+    room = 2.0**-50 * (torch.maximum(near.abs(), far.abs()) + ends) + UNDERFLOW
+    above = slopes(near + starts - room, far + ends + room)
+    below = slopes(near - ends - room, far - starts + room)
+    lower = torch.minimum(above[0].cumsum(0), below[0].cumsum(0)) / count
+    upper = torch.maximum(above[1].cumsum(0), below[1].cumsum(0)) / count
+    lower, upper = around(lower.amin(0), upper.amax(0))
+    # No mean leaves the range of the slopes: one slope stays what it is.
+    lower = torch.maximum(lower, torch.minimum(above[0], below[0]).amin(0).double())
+    upper = torch.minimum(upper, torch.maximum(above[1], below[1]).amax(0).double())
+    return outward((lower, upper), low.dtype)
 
 
 def around(lower: Tensor, upper: Tensor) -> Slopes:

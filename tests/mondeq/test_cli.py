@@ -437,6 +437,19 @@ def test_certify_default_radii_and_limit(call: Call, runs: dict[str, Path], tmp_
     assert lines[2].split()[0] == "0"
 
 
+def test_certify_locally(call: Call, runs: dict[str, Path], tmp_path: Path) -> None:
+    file = tmp_path / "f.json"
+    called = call("certify", runs["dense"], "--limit", 20, "--radii", "0.05", "0.2", "--local", "--json", file)
+    assert called.code == 0
+    assert "without --local  with it" in called.out
+    assert "multiply the radius of an image by" in called.out
+    figures = json.loads(file.read_text())
+    assert figures["certificates"].keys() == {"gaps", "local"}
+    for radius, share in figures["without_local"].items():
+        assert share <= figures["certified_accuracy"][radius]
+    call.fails(1, "'local' does not suit this network", "certify", runs["conv"], "--limit", 5, "--local")
+
+
 def test_certify_under_attack(call: Call, runs: dict[str, Path], tmp_path: Path) -> None:
     """Never less than is certified for the same images, and clean accuracy at radius 0."""
     pytest.importorskip("foolbox")

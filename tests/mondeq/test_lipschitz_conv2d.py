@@ -122,7 +122,7 @@ def test_the_operator_is_what_the_formula_says() -> None:
         torch.testing.assert_close((w * linear.operator().apply(z)).sum(), form(w, z))
 
 
-def test_read_out_and_source_have_their_adjoints() -> None:
+def test_its_transpose_is_the_adjoint_of_the_source_and_images_are_read() -> None:
     """‖Uᵀz‖ over images is at most that over the torus; C z is a convolution with zeros around the image."""
     linear = drawn(1)
     z = torch.randn(2, *linear.state_shape, dtype=torch.float64) * linear.inside

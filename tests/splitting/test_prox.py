@@ -447,3 +447,37 @@ class _WrongPoint(Arctan):
 def test_the_public_check_refuses(broken: splitting.Activation, failure: str) -> None:
     with pytest.raises(splitting.InvalidArgument, match=f"{type(broken).__name__} .*{failure}"):
         splitting.check_activation(broken)
+
+
+# -- chords ------------------------------------------------------------------------------------------------------
+
+
+@everywhere
+def test_chords_are_held_and_narrower_than_slopes(activation: str) -> None:
+    """All chords from a point in [low, high] of at most a length; near a kink a chord is a mean of both slopes."""
+    sigma = ACTIVATIONS[activation]((), torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    centre = 2 * torch.randn(50, 6, generator=generator, dtype=torch.float64)
+    width, reach = (torch.rand(50, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    width, reach = 1e-3 * width, 4 * reach
+    lower, upper = sigma.chords(centre - width, centre + width, reach)
+    for share in torch.linspace(-1, 1, 40, dtype=torch.float64):  # 0 is none of them
+        start, step = centre + width * float(share.sin()), share * reach
+        slope = (sigma(start + step) - sigma(start)) / step
+        # The rounding of σ over the length of the chord.
+        room = 1e-14 / step.abs()
+        assert bool(((slope >= lower - room) & (slope <= upper + room)).all())
+    low, high = sigma.slopes(centre - width - reach, centre + width + reach)
+    assert bool((lower >= low - 1e-12).all())
+    assert bool((upper <= high + 1e-12).all())
+
+
+def test_chords_of_the_rectifier() -> None:
+    centre = torch.tensor([1.0, -1.0, 1.0, -1.0, 0.0], dtype=torch.float64)
+    reach = torch.tensor([0.9, 0.9, 2.0, 2.0, math.inf], dtype=torch.float64)
+    lower, upper = splitting.ReLU().chords(centre, centre, reach)
+    assert lower.tolist() == pytest.approx([1, 0, 0.5, 0, 0], abs=1 / 16)
+    assert upper.tolist() == pytest.approx([1, 0, 1, 0.5, 1], abs=1 / 16)
+    # Where nothing changes nothing is rounded.
+    assert (lower[0], upper[1]) == (1, 0)
+    assert splitting.LeakyReLU(0.1).chords(-centre[:1], -centre[:1], reach[:1])[1].item() == 0.1

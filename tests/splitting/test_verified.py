@@ -228,3 +228,30 @@ def test_rounding_outwards(value: float) -> None:
     slack = 2.0**-49 * abs(value) + 5e-324
     assert verified.round_up(value) - value <= slack
     assert value - verified.round_down(value) <= slack
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 999), n=st.integers(1, 8), perturbation=st.sampled_from([0.0, 1e-6, 1e-3]))
+def test_a_minorant_lies_below_every_matrix_near(seed: int, n: int, perturbation: float) -> None:
+    """S − RRᵀ − δI ⪰ 0 for S at the edge of what is allowed, in exact arithmetic; and close below where it can be."""
+    half = _random(n, n, seed)
+    matrix = half @ half.mT + 0.1 * torch.eye(n, dtype=torch.float64)
+    found = verified.minorant(matrix, perturbation=perturbation)
+    assert found is not None
+    factor, floor = found
+    assert floor > 0
+    with mpmath.workdps(DIGITS):
+        R = mpmath.matrix(factor.tolist())
+        rest = mpmath.matrix(matrix.tolist()) - R * R.T - (mpmath.mpf(perturbation) + floor) * mpmath.eye(n)
+        values = mpmath.eigsy(rest, eigvals_only=True)
+    assert min(values) >= 0
+    assert max(values) <= 1e-8 * float(matrix.trace()) + perturbation
+
+
+def test_what_has_no_minorant() -> None:
+    indefinite = torch.diag(torch.tensor([1.0, -1e-3], dtype=torch.float64))
+    assert verified.minorant(indefinite) is None
+    eye = torch.eye(2, dtype=torch.float64)
+    assert verified.minorant(eye, perturbation=1.1) is None
+    assert verified.minorant(1e-200 * eye) is None
+    assert verified.minorant(math.nan * eye) is None
