@@ -83,7 +83,7 @@ def test_every_attack_finds_the_nearest_and_nothing_nearer(name: str, norm: str)
     assert found.proved.all()
     assert (found.distance >= known * (1 - 1e-12)).all()
     # Between two radii the cross-entropy leads past the nearest; the decision-based attack knows its normal roughly.
-    slack = {"decision-based": 1.3, "pgd cross-entropy": 1.25}.get(name, 1.1)
+    slack = {"decision-based": 1.5, "pgd cross-entropy": 1.25}.get(name, 1.1)
     assert (found.distance <= known * slack + 1e-6).all()
     assert 0 <= float(found.examples.min()) <= float(found.examples.max()) <= 1
     assert (model(found.examples).argmax(1) != labels).all()
