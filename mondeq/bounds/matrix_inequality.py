@@ -64,16 +64,28 @@ class Problem:
 
     K and B are in units in which their largest entries are near 1, and so is C when it comes, so that nothing overflows
     or vanishes: γ is 2^exponent times that of these units, times the unit of C.
+
+    Args:
+        symmetric: K.
+        symmetric_size: ‖ΛA‖_F, which the rounding of K is relative to.
+        symmetric_error: What the error of A makes of K.
+        inputs: B = ΛU diag(1/std).
+        gram: BBᵀ.
+        chol: L.
+        modes: Eigenvectors of H.
+        levels: Its eigenvalues.
+        exponent: The power of two that γ is larger by.
+        input_exponent: That which B is larger by.
     """
 
-    symmetric: Tensor  # K
-    symmetric_size: float  # ‖ΛA‖_F, which the rounding of K is relative to
-    symmetric_error: float  # what the error of A makes of K
-    inputs: Tensor  # B = ΛU diag(1/std)
-    gram: Tensor  # BBᵀ
-    chol: Tensor  # L
-    modes: Tensor  # eigenvectors of H
-    levels: Tensor  # its eigenvalues
+    symmetric: Tensor
+    symmetric_size: float
+    symmetric_error: float
+    inputs: Tensor
+    gram: Tensor
+    chol: Tensor
+    modes: Tensor
+    levels: Tensor
     exponent: int
     input_exponent: int
 

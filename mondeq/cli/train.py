@@ -7,7 +7,7 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import Field, fields
 from pathlib import Path
@@ -297,7 +297,7 @@ def _refuse_foreign(
     for foreign in (each for each in given if each in settings and each not in own):
         registry: Any = {"model": PRESETS.items(), "loss": ((n, c.Settings) for n, c in LOSSES.items())}[what]
         owners = [other for other, cls in registry if foreign in {f.name for f in fields(cls)}]
-        raise ConfigError(f"`{foreign}` is a setting of the {' and '.join(owners)} {what}, not of {name}; drop it")
+        raise ConfigError(f"`{foreign}` is a setting of the {_listed(owners)} {what}, not of {name}; drop it")
 
 
 def _check_free(folder: Path) -> None:
@@ -420,3 +420,9 @@ def _machine(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names as a reader lists them: a, b and c."""
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last

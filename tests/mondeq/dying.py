@@ -260,7 +260,7 @@ def main() -> None:
     folder, choice = Path(sys.argv[1]), sys.argv[3]
     numbers = [signal.Signals[f"SIG{name}"] for name in sys.argv[2].split(",")]
     data = tiny_dataset()
-    train.load_data = lambda name, data_dir: data
+    train.load_data = lambda name, data_dir, extra: data
     whole = folder / "whole"
     for work in (folder / "warm", whole):
         work.mkdir()

@@ -609,9 +609,9 @@ def test_unknown_options_and_choices(options: list[str], message: str, call: Cal
         (["--device", "mps"], r"use auto, cpu, cuda or cuda:N"),
         (
             ["--model", "conv", "--features", "8"],
-            r"`features` is a setting of the dense and lipschitz model, not of conv",
+            r"`features` is a setting of the dense, interval and lipschitz model, not of conv",
         ),
-        (["--channels", "8"], r"`channels` is a setting of the conv and multiscale model, not of dense"),
+        (["--channels", "8"], r"`channels` is a setting of the conv, multiscale and interval model, not of dense"),
         (
             ["--model", "lipschitz", "--m", "2"],
             r"`m` is a setting of the .* model, not of lipschitz",

