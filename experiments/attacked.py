@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import mondeq
 from mondeq.attacks import ATTACKS, nearest_adversarials, standing, violations
-from mondeq.cli.evaluation import pixels, run_data
+from mondeq.cli.evaluation import first_images, pixels, run_data
 from mondeq.data import Split
 from mondeq.files import write_json
 
@@ -42,9 +42,9 @@ def attack_run(run: Path, norm: str, options: argparse.Namespace) -> dict[str, A
     """
     model = mondeq.load(run)
     dataset = run_data(run, options.data_dir, model)
-    both = (dataset.test, dataset.train)
-    images, labels = (torch.cat([getattr(split, name) for split in both]) for name in ("images", "labels"))
-    split = Split(images[: options.images], labels[: options.images])
+    rest = max(options.images - len(dataset.test), 0)
+    both = (first_images(dataset.test, options.images), first_images(dataset.train, rest))
+    split = Split(*(torch.cat([getattr(part, name) for part in both]) for name in ("images", "labels")))
     certifier = mondeq.Certifier(model, norm)
     started, gradients, zeros, broken = time.perf_counter(), 0, 0, 0
     columns: dict[str, list[Tensor]] = {"correct": [], "radius": [], **{name: [] for name in options.attacks}}

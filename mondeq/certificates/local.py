@@ -34,7 +34,7 @@ _TRIALS = 4
 class Local(Certificate):
     """Constants that hold near an image instead of everywhere, for the last equilibrium of a network.
 
-    It takes some milliseconds per image, and so is tried only where it is asked for.
+    It takes tens of milliseconds per image, and so is tried only where it is asked for.
     """
 
     routine: ClassVar[bool] = False

@@ -21,7 +21,7 @@ from mondeq.attacks import (
 )
 from mondeq.attacks.nearest import at_once
 from mondeq.certificates import Certifier, Report
-from mondeq.cli.evaluation import pixels
+from mondeq.cli.evaluation import COLUMNS, pixels
 from mondeq.cli.tables import Columns, Partial, in_rounds
 from mondeq.data import Split
 from mondeq.errors import BrokenCertificate, RunError
@@ -152,8 +152,7 @@ def attack_split(
 
 def _first(report: Report, stop: int, start: int = 0) -> Report:
     """The report on the images from one number up to another."""
-    names = ("radius", "correct", "prediction", "error_bound", "method")
-    return replace(report, **{name: getattr(report, name)[start:stop] for name in names})
+    return replace(report, **{name: getattr(report, name)[start:stop] for name in COLUMNS})
 
 
 def _tell(report: Report, found: Adversarials, images: Tensor, image: int, first: int, folder: Path) -> None:

@@ -23,14 +23,14 @@ from mondeq.network import Network
 from mondeq.norms import NORMS
 from mondeq.settings import number
 
-# The columns of a report.
-_COLUMNS = {
+COLUMNS = {
     "radius": torch.float64,
     "correct": torch.bool,
     "prediction": torch.int64,
     "error_bound": torch.float64,
     "method": torch.int64,
 }
+"""What a report has of every image, with its dtypes."""
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -227,7 +227,7 @@ def certify_split(
     """
     split = first_images(split, limit)
     device = certifier.chain.exact.device
-    columns = shared_columns(certifier.certify, _COLUMNS, split, device, certifier.chain.at_once, partial=partial)
+    columns = shared_columns(certifier.certify, COLUMNS, split, device, certifier.chain.at_once, partial=partial)
     return Report(**columns, bounds=certifier.bounds, norm=certifier.chain.norm, methods=certifier.methods)
 
 

@@ -81,14 +81,13 @@ def run(options: argparse.Namespace) -> int:
         run_, folder = options.folder, _place(options)
         check_writable(options.json)
         model = load(run_, device=device)
-        split = run_data(run_, options.data_dir, model).test
+        split = first_images(run_data(run_, options.data_dir, model).test, options.limit)
         moved = quantised(model, bits)
         before, after = (Certifier(each, options.norm) for each in (model, moved))
-        reports = [certify_split(each, split, options.limit) for each in (before, after)]
+        reports = [certify_split(each, split) for each in (before, after)]
         compared = Comparison(before.chain, after.chain)
-        first = first_images(split, options.limit)
         columns = shared_columns(
-            lambda images, _: compared.movement(images), _COLUMNS, first, device, before.chain.at_once
+            lambda images, _: compared.movement(images), _COLUMNS, split, device, before.chain.at_once
         )
         radii = options.radii or NORMS[options.norm].radii
         survival = Survival(reports[0], reports[1], Movement(**columns))

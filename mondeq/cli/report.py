@@ -19,12 +19,13 @@ from mondeq import data, distributed, values
 from mondeq.attacks import GEOMETRIES, accuracy_under_attack, nearest_adversarials, prepared
 from mondeq.bounds import lipschitz_bounds
 from mondeq.certificates import Certifier, Report
-from mondeq.cli.evaluation import add_data_dir, add_device, certify_split, count, run_data
+from mondeq.cli.evaluation import add_data_dir, add_device, certify_split, count, first_images, pixels, run_data
 from mondeq.cli.output import check_writable, show
 from mondeq.errors import RunError
 from mondeq.files import read_json, write_text
+from mondeq.losses import LOSSES
 from mondeq.network import Network
-from mondeq.norms import L2
+from mondeq.norms import NORMS
 from mondeq.report import Contents, Picture, compose, is_of_run
 from mondeq.runs import CONFIG, load
 from mondeq.training.progress import read_history
@@ -75,13 +76,14 @@ def run(options: argparse.Namespace) -> int:
         out = options.out or options.folder / "report.html"
         check_writable(out)
         _check_free(out, options.folder)
-        if options.attack:
-            prepared(GEOMETRIES["l2"])  # before anything is computed
         model = load(options.folder, device=device)
+        norm = _norm(read_json(options.folder / CONFIG))
+        if options.attack:
+            prepared(GEOMETRIES[norm])  # before anything is computed
         dataset = run_data(options.folder, options.data_dir, model)
-        split = data.Split(dataset.test.images[: options.limit], dataset.test.labels[: options.limit])
-        bounds = lipschitz_bounds(model, _pixels(split, slice(_MEASURED), device))
-        report = certify_split(Certifier(model, bounds=bounds), split)
+        split = first_images(dataset.test, options.limit)
+        bounds = lipschitz_bounds(model, pixels(split, 0, _MEASURED, device)[0], norm=norm)
+        report = certify_split(Certifier(model, norm, bounds), split)
         if distributed.is_main():
             write_text(out, compose(_contents(options, model, dataset.classes, split, report)))
         show(f"report: {out}")
@@ -127,22 +129,33 @@ def _contents(
     )
 
 
-def _radii(config: dict[str, Any]) -> list[float]:
-    """Those of the tables: the usual ones, and the one that was trained for."""
+def _training(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the training; none of a run that has none."""
     training = config.get("training")
-    own = values.real(training.get("radius")) if isinstance(training, dict) else None
-    return sorted({*L2.radii, *([own] if own and 0 < own < float("inf") else [])})
+    return training if isinstance(training, dict) else {}
+
+
+def _norm(config: dict[str, Any]) -> str:
+    """That of the radius that was trained for."""
+    loss = _training(config).get("loss")
+    return LOSSES[loss].norm if isinstance(loss, str) and loss in LOSSES else "l2"
+
+
+def _radii(config: dict[str, Any]) -> list[float]:
+    """Those of the tables: the usual ones of the norm, and the one that was trained for."""
+    own = values.real(_training(config).get("radius"))
+    return sorted({*NORMS[_norm(config)].radii, *([own] if own and 0 < own < float("inf") else [])})
 
 
 def _facts(folder: Path, config: dict[str, Any], model: Network, report: Report) -> dict[str, str]:
-    training, metrics = config.get("training"), folder / "metrics.json"
+    metrics = folder / "metrics.json"
     figures = read_json(metrics) if metrics.is_file() else {}
     machine = figures.get("machine")
     seconds = values.real(figures.get("train_seconds"))
     certificates = {name: int((report.method[report.radius > 0] == k).sum()) for k, name in enumerate(report.methods)}
     facts = {
         "date of this report": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "seed": training.get("seed") if isinstance(training, dict) else None,
+        "seed": _training(config).get("seed"),
         "weights": f"{sum(p.numel() for p in model.parameters()):,}",
         "mondeq, of the run": config.get("version"),
         "mondeq, of this report": mondeq.__version__,
@@ -156,26 +169,23 @@ def _facts(folder: Path, config: dict[str, Any], model: Network, report: Report)
     return {name: str(value) for name, value in facts.items() if value is not None}
 
 
-def _pixels(split: data.Split, chosen: slice | Tensor, device: torch.device) -> Tensor:
-    return split.images[chosen].to(device).float() / 255
-
-
 def _attacked(model: Network, split: data.Split, report: Report, radii: Sequence[float]) -> dict[float, float]:
     """Accuracy under attack of the first images by radius."""
-    images, labels = _pixels(split, slice(_ATTACKED), model.device), split.labels[:_ATTACKED].to(model.device)
-    found = accuracy_under_attack(model, images, labels, radii)
+    images, labels = pixels(split, 0, _ATTACKED, model.device)
+    found = accuracy_under_attack(model, images, labels, radii, norm=report.norm)
     return {0.0: float(report.correct[:_ATTACKED].double().mean()), **found}
 
 
 def _pictures(
     model: Network, classes: Sequence[str], split: data.Split, report: Report, chosen: Tensor, attack: bool
 ) -> list[Picture]:
-    images = _pixels(split, chosen, model.device)
-    names = [classes[int(label)] for label in split.labels[chosen]]
+    taken = data.Split(split.images[chosen], split.labels[chosen])
+    images, labels = pixels(taken, 0, len(taken), model.device)
+    names = [classes[label] for label in labels.tolist()]
     radii = report.radius[chosen].tolist()
     if not attack or not len(images):
         return [Picture(*each) for each in zip(images, names, radii, strict=True)]
-    found = nearest_adversarials(model, images, split.labels[chosen].to(model.device), radii=L2.radii)
+    found = nearest_adversarials(model, images, labels, radii=NORMS[report.norm].radii, norm=report.norm)
     given = model(found.examples.to(images)).argmax(1).tolist()
     return [
         Picture(image, name, radius, *((other, classes[number], distance) if distance < math.inf else ()))

@@ -39,8 +39,7 @@ class Partial:
         key: What the columns depend on, by what it is called.
 
     Raises:
-        ConfigError: The ending of the table is of no kind that is known, or lacks its library.
-        RunError: The table exists, or a partial one is damaged or was made with another key.
+        RunError: A partial table is damaged or was made with another key.
     """
 
     def __init__(self, table: Path | None, key: Mapping[str, str]) -> None:

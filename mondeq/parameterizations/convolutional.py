@@ -101,6 +101,10 @@ class ConvolutionalInput(Parameterization):
         """
         return _interior(self.size, self.kernel_size // 2, self.U.device)
 
+    def source(self, x: Tensor) -> Tensor:
+        field = self._source_field(self._input(x), self.U, self.b)
+        return field.view(*self.size, len(self.U), len(x)).permute(3, 2, 0, 1)
+
     def _input(self, x: Tensor) -> Tensor:
         return flat_input(x, self.in_features, self.U, (self.in_channels, *self.image_size))
 
@@ -239,10 +243,6 @@ class Conv2d(_Convolutional):
         (kernel,) = self.operator().tensors
         inputs = self._scaled_input(scale.double(), self.U.detach().double())
         return Correlations(Torus(*self.size), kernel.detach().double(), inputs, self.inside)
-
-    def source(self, x: Tensor) -> Tensor:
-        field = self._source_field(self._input(x), self.U, self.b)
-        return field.view(*self.size, self.channels, len(x)).permute(3, 2, 0, 1)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, channels={self.channels}"

@@ -17,7 +17,7 @@ import splitting
 from mondeq.errors import ConfigError
 from mondeq.parameterizations.base import PARAMETERIZATIONS, Readable, check_count, check_positive
 from mondeq.parameterizations.convolutional import ConvolutionalInput
-from mondeq.parameterizations.kernels import gram_skew, promised_monotonicity, proved_monotonicity
+from mondeq.parameterizations.kernels import gram_skew, promised_monotonicity, proved_monotonicity, transposed
 from mondeq.settings import POSITIVE, Settings, Whole, setting
 from splitting import norms, verified
 
@@ -120,7 +120,7 @@ class LipschitzConv2d(ConvolutionalInput, Readable):
     def _parts(self) -> tuple[Tensor, Tensor]:
         """m and F. Where U puts the image is a shift, which UUᵀ does not see."""
         m = torch.tensor(self.m, dtype=self.U.dtype, device=self.U.device)
-        tied = torch.cat([self.C, self.U.transpose(0, 1).flip(2, 3)])
+        tied = torch.cat([self.C, transposed(self.U)])
         # Not (2γ)^-½, which may overflow.
         return m, torch.cat([tied * (self.gamma**-0.5 * 0.5**0.5), self.V])
 
@@ -141,10 +141,6 @@ class LipschitzConv2d(ConvolutionalInput, Readable):
 
     def root_metric_estimate(self) -> None:
         return None
-
-    def source(self, x: Tensor) -> Tensor:
-        field = self._source_field(self._input(x), self.U, self.b)
-        return field.view(*self.size, self.channels, len(x)).permute(3, 2, 0, 1)
 
     def read(self, z: Tensor) -> Tensor:
         # The border of the torus is what a kernel reaches: on the image itself nothing wraps around.

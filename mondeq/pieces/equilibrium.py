@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -356,8 +356,7 @@ class EquilibriumProof(Proof):
             NotConverged: A sample misses the tolerance and the layer's `on_failure` is "raise".
         """
         solution = self.solve(x)
-        problem = splitting.Inclusion(self.operator, self.linear.source(x), self.layer.prox)
-        distance, residual = problem.backward_error(solution.value)
+        distance, residual = cast(splitting.Inclusion, solution.problem).backward_error(solution.value)
         residual = residual + self.linear.source_rounding(x.abs().flatten(1))
         if not reserve > 0:
             return solution.value, torch.full_like(residual, torch.inf)

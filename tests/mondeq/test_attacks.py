@@ -130,8 +130,8 @@ def test_what_is_found_does_not_depend_on_how_many_images_are_attacked_at_once(m
     together = nearest_adversarials(model, images, labels, **search)
     monkeypatch.setattr("mondeq.attacks.nearest._AT_ONCE", 2)
     apart = nearest_adversarials(model, images, labels, **search)
-    # As equal as solves to a tolerance make them.
-    torch.testing.assert_close(apart.distance, together.distance, rtol=1e-3, atol=1e-5)
+    # As equal as sums in another order, and what follows of them in five steps, are.
+    torch.testing.assert_close(apart.distance, together.distance, rtol=1e-4, atol=0)
 
 
 @every_norm

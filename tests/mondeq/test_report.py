@@ -151,6 +151,16 @@ def test_an_attack_stays_outside_the_certified_radius(call: Call, finished: Path
     assert len(page.images()) == 16 + len(found)
 
 
+def test_a_run_that_was_trained_in_another_norm_is_reported_in_that_norm(call: Call, tmp_path: Path) -> None:
+    folder = tmp_path / "boxes"
+    options = ("--features", "8", "--channels", "2", "--epochs", "1", "--radius", "0.03", "--certify", "5")
+    assert call("train", "--data", "digits", "--model", "interval", *options, "--out", folder).code == 0
+    assert call("report", folder, "--limit", 20).code == 0
+    page = page_of((folder / "report.html").read_text(encoding="utf-8"))
+    assert "certified at ℓ∞ 0.01" in page.text
+    assert "ℓ2" not in page.text
+
+
 def test_only_a_report_of_the_same_run_is_written_over(call: Call, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.html"
     first = ("report", finished, "--limit", 5, "--out", out)

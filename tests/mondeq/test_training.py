@@ -125,12 +125,13 @@ def test_gap_estimates_are_the_pairs_of_the_product_bound(kind: str, kernel_size
 
 
 def test_gap_estimates_of_lipschitz_dense_are_a_bound() -> None:
-    """√2 γ is no less than what is certified, and not three times as much."""
+    """√2 γ is no less than what is certified, and not twice what the inequality with the own metric certifies."""
     model = classifier("lipschitz")
     with torch.no_grad():
-        constants, certified = gap_estimates(model).double(), best_pairs(mondeq.lipschitz_bounds(model))
-    assert (certified <= constants * (1 + 1e-6)).all()
-    assert (constants <= 3 * certified).all()
+        constants, bounds = gap_estimates(model).double(), mondeq.lipschitz_bounds(model)
+    assert (best_pairs(bounds) <= constants * (1 + 1e-6)).all()
+    own = {name: bounds[name] for name in ("product", "matrix inequality")}
+    assert (constants <= 2 * best_pairs(own)).all()
 
 
 # -- schedules -----------------------------------------------------------------------------------------------------
@@ -283,11 +284,11 @@ def test_training_learns(kind: str, data: Dataset, tmp_path: Path) -> None:
 def test_training_for_a_radius_certifies_more(data: Dataset, tmp_path: Path) -> None:
     """Measured by certificates, at a radius where plain training leaves something to be won."""
     shares = []
-    for radius in (0.0, 0.1):
+    for radius in (0.0, 0.2):
         model = trained(data, tmp_path / str(radius), epochs=20, lr=3e-2, radius=radius).model
         report = mondeq.certify(model, data.train.images.float() / 255, data.train.labels)
-        shares.append(report.certified_accuracy([0.1])[0.1])
-    assert shares[1] > shares[0] + 0.03, shares
+        shares.append(report.certified_accuracy([0.2])[0.2])
+    assert shares[1] > shares[0] + 0.1, shares
 
 
 def test_history_is_what_happened(data: Dataset, tmp_path: Path) -> None:
