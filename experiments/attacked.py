@@ -42,9 +42,10 @@ def attack_run(run: Path, norm: str, options: argparse.Namespace) -> dict[str, A
     """
     model = mondeq.load(run)
     dataset = run_data(run, options.data_dir, model)
-    rest = max(options.images - len(dataset.test), 0)
-    both = (first_images(dataset.test, options.images), first_images(dataset.train, rest))
-    split = Split(*(torch.cat([getattr(part, name) for part in both]) for name in ("images", "labels")))
+    parts = [first_images(dataset.test, options.images)]
+    if options.images > len(parts[0]):
+        parts.append(first_images(dataset.train, options.images - len(parts[0])))
+    split = Split(*(torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels")))
     certifier = mondeq.Certifier(model, norm)
     started, gradients, zeros, broken = time.perf_counter(), 0, 0, 0
     columns: dict[str, list[Tensor]] = {"correct": [], "radius": [], **{name: [] for name in options.attacks}}
@@ -59,7 +60,7 @@ def attack_run(run: Path, norm: str, options: argparse.Namespace) -> dict[str, A
         gradients, zeros = gradients + found.gradients, zeros + found.zeros
         for name, column in {"correct": report.correct, "radius": report.radius, **found.distances}.items():
             columns[name].append(column)
-    joined = {name: torch.cat(parts) for name, parts in columns.items()}
+    joined = {name: torch.cat(chunks) for name, chunks in columns.items()}
     correct, radius = joined["correct"], joined["radius"]
     nearest = torch.stack([joined[name] for name in options.attacks]).amin(0)
     known = correct & (radius > 0) & torch.isfinite(nearest)
