@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO
 
@@ -40,7 +41,8 @@ def load_folder(name: str, path: Path) -> Dataset:
         path: A directory or a .zip with train/<class>/ and test/<class>/.
 
     Returns:
-        The data set. Its images are memory-mapped from the cache.
+        The data set. Classes take turns in it, so that its first images are of all classes. Images are memory-mapped
+        from the cache.
 
     Raises:
         DataError: The path does not exist or cannot be read, or a file is out of place, undecodable or not of the
@@ -100,7 +102,8 @@ class _Tree:
 
 @dataclass(frozen=True)
 class _Layout:
-    """The names of the pictures, training ones first, by class and then name, and their labels."""
+    """The names of the pictures, training ones first, and their labels: the first picture of every class by name, then
+    the second of every class, and so on, so that the first N of them say something of all."""
 
     classes: tuple[str, ...]
     pictures: tuple[str, ...]
@@ -181,9 +184,10 @@ def _arrange(names: Iterable[str], splits: tuple[str, ...], where: Path) -> _Lay
     classes = class_names(sorted(train), str(where))
     pictures, labels = [], []
     for split in (train, *others):
-        for label, name in enumerate(classes):
-            pictures += split.get(name, [])
-            labels += [label] * len(split.get(name, []))
+        for turn in zip_longest(*(split.get(name, []) for name in classes)):
+            found = [(label, picture) for label, picture in enumerate(turn) if picture is not None]
+            labels += [label for label, _ in found]
+            pictures += [picture for _, picture in found]
     return _Layout(classes, tuple(pictures), tuple(labels), sum(map(len, train.values())))
 
 

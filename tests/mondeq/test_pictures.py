@@ -315,6 +315,16 @@ def test_what_operating_systems_leave_is_passed_over(tmp_path: Path, form: str) 
     assert (len(dataset.train), dataset.classes) == (5, ("cat", "dog"))
 
 
+def test_classes_take_turns_so_that_the_first_images_are_of_all_of_them(tmp_path: Path) -> None:
+    numbers = {"a": (1, 2, 3, 4), "b": (5,), "c": (6, 7)}
+    pictures = {f"train/{name}/{n}.png": png(8, GREY, 2, 2, fill=n) for name, own in numbers.items() for n in own}
+    pictures |= {f"test/{name}/1.png": png(8, GREY, 2, 2, fill=10 * ord(name) % 256) for name in "bc"}
+    dataset = load(f"folder:{write_tree(tmp_path / 'set', pictures)}")
+    assert dataset.train.images[:, 0, 0, 0].tolist() == [1, 5, 6, 2, 7, 3, 4]
+    assert dataset.train.labels.tolist() == [0, 1, 2, 0, 2, 0, 0]
+    assert dataset.test.labels.tolist() == [1, 2]
+
+
 @pytest.mark.parametrize("prefix", ["pets/", "./", "./pets/", "/", "train/"])
 def test_an_archive_of_the_folder_itself_is_read_like_one_of_its_contents(tmp_path: Path, prefix: str) -> None:
     files = pictures(4, 6)
