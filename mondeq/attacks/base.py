@@ -42,7 +42,6 @@ class Watched(nn.Module):
         for layer in self.network.solved():
             layer.tol = layer.backward_tol = max(layer.tol, _TOL)
             layer.max_steps, layer.on_failure = _MAX_STEPS, "return"
-            layer.solver = layer.tuned(layer.solver)  # thousands of solves with the same weights
         self.gradients = self.zeros = 0
         logits = self.network(images)
         apart = float((logits.amax(1) - logits.amin(1)).median())

@@ -328,7 +328,7 @@ def test_accuracy_under_attack_is_between_certified_and_clean(
 ) -> None:
     pytest.importorskip("foolbox")
     model = trained[kind]
-    images, labels = digits.test.images[:60].float() / 255, digits.test.labels[:60]
+    images, labels = digits.test.images[:30].float() / 255, digits.test.labels[:30]
     report = mondeq.certify(model, images, labels)
     radii = (0.0, 0.1, 0.3, 1.5)
     attacked = accuracy_under_attack(model, images, labels, radii, steps=10)

@@ -142,9 +142,9 @@ def test_an_attack_stays_outside_the_certified_radius(call: Call, finished: Path
         call.fails(1, r'needs the foolbox package: pip install "mondeq\[attack\]"', "report", finished, "--attack")
         return
     out = tmp_path / "page.html"
-    assert call("report", finished, "--attack", "--limit", 60, "--out", out).code == 0
+    assert call("report", finished, "--attack", "--limit", 24, "--out", out).code == 0
     page = page_of(out.read_text(encoding="utf-8"))
-    assert "under attack (60 images)" in page.text
+    assert "under attack (24 images)" in page.text
     found = re.findall(r"certified to ([\d.]+) attacked: (\d) at ([\d.]+)", page.text)
     assert len(found) >= 12
     assert all(float(radius) <= float(distance) + 1e-3 for radius, _, distance in found)
