@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -54,11 +55,11 @@ def exact_gaps(model: mondeq.Network) -> Tensor:
     return (J[:, :, None] - J[:, None]).norm(dim=3).amax(0)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", type=int, default=300, metavar="N", help="how many networks (default 300)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     ratios: dict[str, list[Tensor]] = {}
     for seed in range(options.networks):
         model = network(seed)
@@ -71,7 +72,8 @@ def main() -> None:
     for name, parts in ratios.items():
         ratio = torch.cat(parts)
         print(f"{name:38} least {ratio.min():.9f}  median {ratio.median():.4f}  largest {ratio.max():.4f}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
