@@ -31,7 +31,7 @@ class CertifiedPreset(Preset):
         depth: Reflected convolutions at every resolution.
         width: Channels after the first halving; zeros are added where there are fewer.
         dense: Units of reflected dense layers at the end.
-        kernel_size: k, the side of the convolutions, odd.
+        kernel_size: k, the side of the convolutions, odd; smaller where the halved image is.
         m: Strong monotonicity of every layer, > 0.
     """
 
@@ -70,8 +70,9 @@ class CertifiedPreset(Preset):
             if level == 0 and channels < self.width:
                 pieces["pad"] = PadChannels(self.width)
                 channels = self.width
+            side = min(self.kernel_size, height - 1 + height % 2, width - 1 + width % 2)  # the largest odd one that fits
             for number in range(self.depth):
-                linear = ReflectedConv2d(channels, hidden, (height, width), self.kernel_size, self.m)
+                linear = ReflectedConv2d(channels, hidden, (height, width), side, self.m)
                 pieces[f"conv{level}_{number}"] = ResidualLayer(linear, **self.options())
         pieces["flatten"] = nn.Flatten()
         entries = channels * height * width

@@ -134,6 +134,15 @@ def test_the_preset_is_bounded_by_its_head_alone() -> None:
     assert 0.3 < check_lipschitz(model) <= 1
 
 
+def test_kernels_are_no_larger_than_the_halved_image() -> None:
+    images = {"classes": 4, "mean": (0.5,) * 3, "std": (1.0,) * 3}
+    sides = {(8, 8): [3, 1], (12, 16): [5, 3], (28, 28): [5, 5]}
+    for size, expected in sides.items():
+        config = mondeq.ModelConfig("certified", image_shape=(3, *size), **images, hidden=(2, 3), kernel_size=5)
+        layers = mondeq.Classifier(config).solved()
+        assert [layer.linear.kernel_size for layer in layers] == expected
+
+
 def test_its_certificates_hold_and_its_error_is_small() -> None:
     model = certified(1)
     images = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
