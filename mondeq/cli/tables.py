@@ -200,7 +200,9 @@ def _writer(path: Path) -> Callable[[Mapping[str, Sequence[Any]]], Writer]:
     try:
         return _parquet(importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet"))
     except ImportError:
-        raise ConfigError("a .parquet table needs the pyarrow package: pip install pyarrow; or name it .csv") from None
+        raise ConfigError(
+            'a .parquet table needs the pyarrow package: pip install "mondeq[parquet]"; or name it .csv'
+        ) from None
 
 
 def _csv(columns: Mapping[str, Sequence[Any]]) -> Writer:

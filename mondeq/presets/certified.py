@@ -43,16 +43,16 @@ class CertifiedPreset(Preset):
     dense: tuple[int, ...] = setting(
         Several(Whole(1)), (), help="certified: units of reflected dense layers at the end"
     )
-    kernel_size: int = setting(Whole(1), 3, help="side of the convolutions, odd (default 3)")
+    kernel_size: int = setting(Whole(1), 5, help="side of the convolutions, odd (default 3; certified: 5)")
     m: float = setting(POSITIVE, 0.1, help="strong monotonicity (default 1)")
 
     # The large learning rate fits the length that U starts with; 36/255 is trained for with 1.4 times that radius.
     recipe: ClassVar[dict[str, Any]] = {
-        "epochs": 15, "lr": 1.2e-2, "batch_size": 128, "tol": 2e-2, "shift": 2, "flip": True, "average": "ema",
-        "radius_factor": 1.4,
+        "epochs": 9, "lr": 1.2e-2, "batch_size": 128, "tol": 3e-2, "shift": 2, "flip": True, "average": "ema",
+        "radius_factor": 1.4, "logit_scale": 3.0,
     }  # fmt: skip
     certified_recipe: ClassVar[dict[str, Any]] = recipe
-    digits_recipe: ClassVar[dict[str, Any]] = {"hidden": (16,), "width": 8, "flip": False, "shift": 0, "epochs": 10}
+    digits_recipe: ClassVar[dict[str, Any]] = {"hidden": (16,), "width": 8, "shift": 0, "epochs": 10}
     normalises: ClassVar[bool] = False
 
     def pieces(self, images: Images) -> dict[str, nn.Module]:
@@ -70,7 +70,8 @@ class CertifiedPreset(Preset):
             if level == 0 and channels < self.width:
                 pieces["pad"] = PadChannels(self.width)
                 channels = self.width
-            side = min(self.kernel_size, height - 1 + height % 2, width - 1 + width % 2)  # the largest odd one that fits
+            largest_odd = min(height, width) - 1 + min(height, width) % 2
+            side = min(self.kernel_size, largest_odd)
             for number in range(self.depth):
                 linear = ReflectedConv2d(channels, hidden, (height, width), side, self.m)
                 pieces[f"conv{level}_{number}"] = ResidualLayer(linear, **self.options())
@@ -85,4 +86,7 @@ class CertifiedPreset(Preset):
     def largest(self, images: Images) -> int:
         entries = max(math.prod(images.image_shape), self.width * images.pixels // images.image_shape[0] // 4)
         widest = max(self.hidden)
-        return max(entries * max(images.classes, *self.dense, 1), widest * 4 ** len(self.hidden) * self.width * 9)
+        return max(
+            entries * max(images.classes, *self.dense, 1),
+            widest * 4 ** len(self.hidden) * self.width * self.kernel_size**2,
+        )

@@ -6,6 +6,9 @@ from typing import Any
 
 from mondeq.presets import PRESETS
 
+# Mirrored digits are no digits.
+_DIGITS = ("digits", "mnist", "svhn")
+
 
 def recipe(data: str, model: str, radius: float) -> dict[str, Any]:
     """Settings for a preset on a data set, certificate-aware if radius > 0.
@@ -29,4 +32,6 @@ def recipe(data: str, model: str, radius: float) -> dict[str, Any]:
     # Logits that are Lipschitz for every weight need the scale to express confidence at any radius.
     if radius > 0 or not preset.normalises:
         settings.setdefault("logit_scale", 6.0 if radius <= 1 else 4.0)
+    if data in _DIGITS:
+        settings.pop("flip", None)
     return settings | preset.digits_recipe if data == "digits" else settings

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ from splitting import ConvergenceWarning, Monitor, Solver, SplittingError
 # How often the loss is read: often enough for a progress bar, seldom enough not to stall an accelerator.
 _STEPS_PER_READ = 20
 _EVALUATION_ENTRIES = 2**25
+# Shares of the tuned step size that are tried; the first is taken that needs nearly the fewest steps.
+_SHARES, _NEARLY = (1.0, 0.5, 0.25, 0.125, 0.0625), 1.1
 
 
 class Trainer:
@@ -221,22 +224,28 @@ class Trainer:
         with tqdm(self.train, title, disable=hidden, leave=False, unit="batch") as bar:
             solvers = [(layer, layer.solver) for layer in self.model.solved()]
             for step, (images, labels) in enumerate(bar, start=first):
+                moved = self._augment(images)
                 # Weights change fastest at first.
                 if step == first or step.bit_count() == 1:
-                    self._tune(solvers)
-                self._step(step, parallel, self._augment(images), labels, tally)
+                    self._tune(solvers, moved)
+                self._step(step, parallel, moved, labels, tally)
                 if (step - first) % _STEPS_PER_READ == 0 or step + 1 == first + len(self.train):
                     self._read(epoch, tally, bar)
 
     @torch.no_grad()
-    def _tune(self, solvers: list[tuple[SolvedPiece, Solver]]) -> None:
-        """Give every layer its solver with the step tuned to the weights as they are.
+    def _tune(self, solvers: list[tuple[SolvedPiece, Solver]], images: Tensor) -> None:
+        """Give every layer its solver with the step tuned to the weights as they are, and to what reaches the layer.
 
         Any step converges; one that is tuned now and then saves a good part of the steps. It is a function of weights
-        that a resumed run has at the same time, so that run takes the same one.
+        and images that a resumed run has at the same time, so that run takes the same one.
         """
-        for layer, solver in solvers:
-            layer.solver = layer.tuned(solver)
+        with ExitStack() as stack:
+            for layer, solver in solvers:
+                stack.callback(setattr, layer, "monitor", layer.monitor)
+                layer.monitor = None
+                layer.solver = solver
+                stack.callback(layer.register_forward_pre_hook(_tune_to_inputs).remove)
+            self.model(images)
 
     def _step(self, step: int, parallel: torch.nn.Module, images: Tensor, labels: Tensor, tally: Tally) -> None:
         config = self.config
@@ -319,6 +328,25 @@ class Trainer:
             self.publish()
         self.history = history
         distributed.wait()
+
+
+def _tune_to_inputs(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+    """A hook: give a layer's solver the tuned step, or a power of two shorter one that saves steps for these inputs.
+
+    The tuned step contracts fastest in the worst direction of all. Where few directions are like it, and the tolerance
+    is that of training, a shorter one is done much sooner.
+    """
+    tuned = layer.tuned(layer.solver)
+    if tuned == layer.solver:
+        return  # a step of the user's, or a method that has none
+    steps = {solver: _steps_with(layer, solver, inputs[0]) for solver in map(tuned.rescaled, _SHARES)}
+    layer.solver = next(solver for solver in steps if steps[solver] <= _NEARLY * min(steps.values()))
+
+
+def _steps_with(layer: SolvedPiece, solver: Solver, inputs: Tensor) -> float:
+    """The steps of all samples of all processes together."""
+    layer.solver = solver
+    return float(distributed.total(layer.solve(inputs).steps.double().sum()))
 
 
 @torch.no_grad()

@@ -59,6 +59,9 @@ class Anderson(Solver):
     def tuned(self, operator: Operator) -> Self:
         return replace(self, inner=self.inner.tuned(operator))
 
+    def rescaled(self, factor: float) -> Self:
+        return replace(self, inner=self.inner.rescaled(factor))
+
 
 class _Memory(NamedTuple):
     """x: where to evaluate T next, an extrapolation unless `plain`. Last kept point: image T x, residual f, ‖f‖."""

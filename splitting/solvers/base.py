@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -112,6 +112,20 @@ class Solver(ABC):
         """
         return self
 
+    def rescaled(self, factor: float) -> Self:
+        """This solver with a step that is a multiple of its own.
+
+        Args:
+            factor: A finite number > 0.
+
+        Returns:
+            A solver with the step factor · α; itself where α is "auto", or the method has none.
+
+        Raises:
+            InvalidArgument: The new step is not finite and > 0.
+        """
+        return self
+
 
 @dataclass(frozen=True)
 class SteppedSolver(Solver):
@@ -135,6 +149,9 @@ class SteppedSolver(Solver):
             raise InvalidType(f'`step` must be a number or "auto", got {self.step!r}')
         if not 0 < self.step < math.inf:
             raise InvalidArgument(f'`step` must be finite and > 0, got {self.step}; "auto" picks one')
+
+    def rescaled(self, factor: float) -> Self:
+        return self if self.step == "auto" else replace(self, step=factor * self.step)
 
     @abstractmethod
     def admissible(self, operator: Operator) -> tuple[float, float]: ...

@@ -144,7 +144,7 @@ def test_tables_that_cannot_be_made(run: Path, tmp_path: Path, fails: Fails, mon
     assert "must end in .csv or .parquet" in fails(1, *certify(run, "--table", tmp_path / "t.txt"))
     assert "cannot write" in fails(1, *certify(run, "--table", tmp_path / "absent" / "t.csv"))
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    assert "needs the pyarrow package: pip install pyarrow" in fails(
+    assert 'needs the pyarrow package: pip install "mondeq[parquet]"' in fails(
         1, *certify(run, "--table", tmp_path / "t.parquet")
     )
 

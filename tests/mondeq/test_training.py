@@ -270,6 +270,11 @@ def test_recipes_are_settings(name: str, model: str, radius: float) -> None:
     classifier(model, **{"kernel_size": 3, "image_shape": (2, 8, 8)} | rest)
 
 
+def test_digits_are_not_mirrored() -> None:
+    assert not any(recipe(name, "certified", 0.2).get("flip", False) for name in ("digits", "mnist", "svhn"))
+    assert recipe("cifar10", "certified", 0.2)["flip"]
+
+
 # -- one run -------------------------------------------------------------------------------------------------------
 
 
@@ -289,6 +294,32 @@ def test_training_for_a_radius_certifies_more(data: Dataset, tmp_path: Path) -> 
         report = mondeq.certify(model, data.train.images.float() / 255, data.train.labels)
         shares.append(report.certified_accuracy([0.2])[0.2])
     assert shares[1] > shares[0] + 0.1, shares
+
+
+def test_steps_are_tuned_to_what_reaches_a_layer(data: Dataset, tmp_path: Path) -> None:
+    """Few directions are like the weakest, and the step that suits it is far too long for all others."""
+    layer = mondeq.ResidualLayer(mondeq.ReflectedDense(16, 12, m=0.1), tol=5e-2)
+    model = mondeq.Network([torch.nn.Flatten(), layer, mondeq.NormalisedLinear(16, 3)], in_shape=(1, 4, 4))
+    trainer = Trainer(model, data, TrainingConfig(data="tiny"), tmp_path, CPU)
+    with torch.no_grad():
+        layer.linear.get_parameter("U").normal_().mul_(3)
+    images = data.train.images[:32].float() / 255
+    before = layer.solver
+    trainer._tune([(layer, before)], images)
+    reached: list[torch.Tensor] = []
+    layer.register_forward_pre_hook(lambda _, inputs: reached.append(inputs[0]))
+    with torch.no_grad():
+        trainer.model(images)
+        found, plain = layer.solver, layer.tuned(before)
+        steps = {}
+        for solver in (found, plain):
+            layer.solver = solver
+            steps[solver] = int(layer.solve(reached[0]).steps.sum())
+    assert found.step < plain.step
+    assert steps[found] < 0.9 * steps[plain]
+    given = splitting.PeacemanRachford(0.3)
+    trainer._tune([(layer, given)], images)
+    assert layer.solver == given
 
 
 def test_history_is_what_happened(data: Dataset, tmp_path: Path) -> None:

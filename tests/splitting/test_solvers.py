@@ -339,6 +339,17 @@ def test_best_step_has_nearly_the_best_rate(operator: str) -> None:
         assert -math.log(dense_factor(A, 1.25 * step)) < 0.92 * max(rates)
 
 
+def test_rescaled_solvers() -> None:
+    assert splitting.PeacemanRachford(0.4).rescaled(0.5) == splitting.PeacemanRachford(0.2)
+    assert splitting.ForwardBackward(0.25).rescaled(3) == splitting.ForwardBackward(0.75)
+    inner = splitting.DouglasRachford(0.2)
+    assert splitting.Anderson(inner, 3).rescaled(2) == splitting.Anderson(splitting.DouglasRachford(0.4), 3)
+    for solver in (splitting.PeacemanRachford(), splitting.Broyden()):
+        assert solver.rescaled(0.5) == solver
+    with pytest.raises(splitting.InvalidArgument, match="`step` must be finite and > 0"):
+        splitting.PeacemanRachford(1.0).rescaled(0.0)
+
+
 def test_tuned_solvers() -> None:
     """ "auto" becomes the best step, in the inner method of Anderson too; a given step and the others stay."""
     A = SMALL_OPERATORS["symmetric"](torch.float64)
