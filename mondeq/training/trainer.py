@@ -32,8 +32,9 @@ from splitting import ConvergenceWarning, Monitor, Solver, SplittingError
 # How often the loss is read: often enough for a progress bar, seldom enough not to stall an accelerator.
 _STEPS_PER_READ = 20
 _EVALUATION_ENTRIES = 2**25
-# Shares of the tuned step size that are tried; the first is taken that needs nearly the fewest steps.
-_SHARES, _NEARLY = (1.0, 0.5, 0.25, 0.125, 0.0625), 1.1
+# How often steps are tuned again; shares of the tuned step that are tried, on so many samples; the first is taken that
+# needs nearly the fewest steps.
+_STEPS_PER_TUNING, _SHARES, _SAMPLES, _NEARLY = 50, tuple(2.0**-k for k in range(9)), 16, 1.1
 
 
 class Trainer:
@@ -183,10 +184,17 @@ class Trainer:
         self.model.eval()
         tally = Tally(self.device)
         constants, progress = self._constants(), Progress(self.config.radius, self.config.logit_scale, 1.0)
-        for images, labels in self.test:
-            logits = self.model(images)
-            _, excess = self.loss.of_batch(self.model, images, labels, logits, constants, progress)
-            tally.add(right=(logits.argmax(1) == labels).sum(), certified=(excess > 0).sum(), count=len(labels))
+        solvers = [(layer, layer.solver) for layer in self.model.solved()]
+        try:
+            for number, (images, labels) in enumerate(self.test):
+                if number == 0:
+                    self._tune(solvers, images[:_SAMPLES])
+                logits = self.model(images)
+                _, excess = self.loss.of_batch(self.model, images, labels, logits, constants, progress)
+                tally.add(right=(logits.argmax(1) == labels).sum(), certified=(excess > 0).sum(), count=len(labels))
+        finally:
+            for layer, solver in solvers:
+                layer.solver = solver
         return tally.ratio("right", "count"), tally.ratio("certified", "count")
 
     def _constants(self) -> Tensor:
@@ -226,8 +234,8 @@ class Trainer:
             for step, (images, labels) in enumerate(bar, start=first):
                 moved = self._augment(images)
                 # Weights change fastest at first.
-                if step == first or step.bit_count() == 1:
-                    self._tune(solvers, moved)
+                if (step - first) % _STEPS_PER_TUNING == 0 or step.bit_count() == 1:
+                    self._tune(solvers, moved[:_SAMPLES])
                 self._step(step, parallel, moved, labels, tally)
                 if (step - first) % _STEPS_PER_READ == 0 or step + 1 == first + len(self.train):
                     self._read(epoch, tally, bar)
@@ -334,7 +342,7 @@ def _tune_to_inputs(layer: Any, inputs: tuple[Tensor, ...]) -> None:
     """A hook: give a layer's solver the tuned step, or a power of two shorter one that saves steps for these inputs.
 
     The tuned step contracts fastest in the worst direction of all. Where few directions are like it, and the tolerance
-    is that of training, a shorter one is done much sooner.
+    is that of training, a much shorter one is done much sooner.
     """
     tuned = layer.tuned(layer.solver)
     if tuned == layer.solver:
