@@ -9,7 +9,7 @@ from functools import partial
 
 from torch import Tensor
 
-from mondeq import arguments
+from mondeq import arguments, scrutiny
 from mondeq.bounds.base import BOUNDS, Bound, BoundMethod, Chain, Method, best_pairs
 from mondeq.bounds.frequencies import PerFrequency
 from mondeq.bounds.local import local_jacobian_bound, local_jacobian_norms
@@ -19,7 +19,8 @@ from mondeq.bounds.product import Product
 from mondeq.bounds.slopes import Slopes
 from mondeq.bounds.stack import Stack
 from mondeq.modes import proving
-from mondeq.network import Network
+from mondeq.network import Network, exact_copy
+from splitting import InvalidArgument
 
 
 def lipschitz_bounds(
@@ -44,9 +45,13 @@ def lipschitz_bounds(
         ConfigError: There is no such norm.
         InvalidType: model(x) may not be what its pieces say (overridden methods, say), or images are no tensor.
         InvalidArgument: A piece has no proved constant (the message names it), model(x) may not be what its pieces say
-            (hooks, an activation steeper than 1), or images have the wrong shape.
+            (hooks, an activation steeper than 1), images have the wrong shape, or the chain is of other weights or of
+            another norm.
     """
-    chain = Chain.of(model, norm) if chain is None else chain
+    if chain is None:
+        chain = Chain.of(model, norm)
+    elif chain.norm != norm or chain.owner != scrutiny.fingerprint(exact_copy(model)):
+        raise InvalidArgument("`chain` was proved for other weights or another norm; use Chain.of(model, norm)")
     chain.require_logits()
     if images is not None:
         arguments.check_images(chain.exact.in_shape, images)

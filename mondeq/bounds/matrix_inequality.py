@@ -109,11 +109,12 @@ class Problem:
         inputs, input_power = verified.normalised(weight[:, None] * blocks.inputs)
         # Where K is not positive definite nothing can be proved, and NaN propagates to a bound of inf.
         chol, info = torch.linalg.cholesky_ex(symmetric)
-        chol = chol if int(info) == 0 else torch.full_like(chol, math.nan)
+        good = int(info) == 0 and bool((weight > 0).all())
+        chol = chol if good else torch.full_like(chol, math.nan)
         gram = inputs @ inputs.mT
         half = torch.linalg.solve_triangular(chol, inputs, upper=False)
         h = half @ half.mT
-        levels, modes = torch.linalg.eigh(h) if int(info) == 0 else (chol[0], chol)
+        levels, modes = torch.linalg.eigh(h) if good else (chol[0], chol)
         size = verified.times_power(size, -power)
         error = verified.round_up(2 * float(weight.amax()) * verified.times_power(states.error, -power))
         return Problem(

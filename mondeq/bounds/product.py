@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mondeq.bounds.base import BOUNDS, Bound, BoundMethod, Chain
+from mondeq.bounds.base import BOUNDS, Bound, BoundMethod, Chain, product
 from splitting import verified
 
 ASSUMPTIONS = "exact equilibrium of the stored weights; inputs anywhere in pixel space"
@@ -26,7 +26,7 @@ class Product(BoundMethod):
         # Products of tiny constants may vanish, and a bound of 0 would certify everything.
         pairs = last.gaps() * gain * (1 + 1e-15) + verified.UNDERFLOW
         pairs.fill_diagonal_(0)
-        value = verified.round_up(last.constant * last.norm.euclidean() * gain + verified.UNDERFLOW)
+        value = verified.round_up(product([last.constant, last.norm.euclidean(), gain]) + verified.UNDERFLOW)
         return Bound(value, "certified", "product", ASSUMPTIONS, pairs).sealed(chain)
 
 

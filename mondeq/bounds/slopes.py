@@ -43,7 +43,9 @@ class Slopes(BoundMethod):
         states = _states(chain)
         if states is None:
             raise InvalidArgument(f"`chain` has {MISSING}")
-        value, *gaps = _largest(states)
+        # Between patterns the network is regular because A is strongly monotone; where that is not proved, nothing is.
+        proved = all(math.isfinite(stage.constant) for stage in chain.stages)
+        value, *gaps = _largest(states) if proved else [math.inf] * (1 + len(states.gaps))
         return concluded(chain, states.trunk, value, gaps, "largest over all slopes in [0, 1]")
 
 

@@ -21,6 +21,8 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # public, bu
 from mondeq.pieces import Blocks
 from splitting import norms, verified
 
+# Squares of smaller entries of U vanish, and nothing is proved of them.
+_LEAST = 2.0**-400
 # μ as multiples of the smallest for which M could be positive definite.
 _LEVELS = 1 + torch.logspace(-3, 1.5, 12, dtype=torch.float64, device="cpu")
 
@@ -204,6 +206,8 @@ class Inequality:
             (q + outputs,), inf where nothing is proved.
         """
         q, system = len(self.free), self.system
+        if not (system.input_size > _LEAST and (level > 0 or q == 0)):
+            return self._found.new_full((len(self._wanted),), torch.inf)
         g, Y = verified.rounding_factor(system.terms), norms.frobenius(self._found)
         A, top = len(self.lower) ** 0.5 + norms.frobenius(system.matrix), float(system.weight.amax())
         size = norms.frobenius(self._wanted) + A * Y

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -90,7 +91,9 @@ def promised_monotonicity(m: Tensor, F: Sequence[Tensor], G: Sequence[Tensor]) -
 
 
 def _least_monotonicity(m: Tensor, pairs: tuple[tuple[Tensor, Tensor], ...]) -> float:
-    return min(proved_monotonicity(m, f, g) for f, g in pairs)
+    proved = [proved_monotonicity(m, f, g) for f, g in pairs]
+    # `min` may pass NaN over.
+    return min(proved) if all(value == value for value in proved) else math.nan
 
 
 def transposed(kernel: Tensor) -> Tensor:

@@ -334,7 +334,7 @@ class EquilibriumProof(Proof):
         # ‖z*(c) − z*(fl(c))‖_Λ ≤ ‖c − fl(c)‖_Λ/m, c = Ux + b.
         error = solution.error_bound + self.linear.source_rounding(x.abs().flatten(1)) / self.m
         # Where m > 0 is not proved, nothing is.
-        return solution.value, torch.where(error >= 0, error, torch.inf)
+        return solution.value, torch.where((error >= 0) & (self.m > 0), error, torch.inf)
 
     def solved_for_readout(self, x: Tensor, reserve: float, gamma: float) -> tuple[Tensor, Tensor]:
         """The computed state of inputs, and a bound on ‖Q(z − z*)‖ for a Q that A contains.
@@ -371,6 +371,8 @@ class EquilibriumProof(Proof):
         With δ = ΔW z + ΔU x + Δb, the exact z leaves the residual δ in the other inclusion, and ‖z′ − z‖ ≤ ‖δ‖/m′.
         Where σ is flat from the pre-activation v to v + δ, the same z is the value of both, and nothing is left.
         """
+        if not moved.m > 0:
+            return torch.full_like(error, torch.inf)
         size, stretch = x.abs().flatten(1), moved.norm.stretch(self.norm)
         A, A_moved = self.operator.apply(z), moved.operator.apply(z)
         c, c_moved = self.linear.source(x), moved.linear.source(x)

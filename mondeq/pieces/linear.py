@@ -286,7 +286,8 @@ class _ConvolutionProof(Proof):
         size = functional.conv2d(ball.centre.abs(), kernel.abs(), bias.abs(), **options)
         terms = kernel[0].numel() + 5
         own = (
-            verified.rounding_factor(terms) * verified.vector_norm(size) + terms * verified.UNDERFLOW * size[0].numel()
+            verified.rounding_factor(terms) * verified.vector_norm(size)
+            + terms * verified.UNDERFLOW * self.out_shape.numel()
         )
         return Ball(value, scaled_radius(self.constant, ball.radius) + own, self.norm)
 

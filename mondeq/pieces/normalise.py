@@ -145,9 +145,9 @@ class Normalise(Piece):
 
 
 class _NormaliseProof(Proof):
-    constant = 1.0
-
     def __init__(self, piece: Normalise, norm: Norm, in_shape: torch.Size) -> None:
+        # std·ρ is rounded where ρ is not 1.
+        self.constant = 1.0 if norm.root is None else verified.round_up(1.0)
         self.piece, self.norm, self.out_shape = piece, piece.scaled(norm), in_shape
 
     def enclose(self, ball: Ball) -> Ball:

@@ -21,7 +21,7 @@ class _PoolProof(Proof):
     def __init__(self, pool: nn.Module, size: int, norm: Norm, in_shape: Sequence[int], out_shape: torch.Size) -> None:
         self.pool, self.size, self.norm, self.in_shape, self.out_shape = pool, size, Norm(), in_shape, out_shape
         gain = norm.euclidean()
-        self.constant = 1 / size if gain == 1 else verified.round_up(gain / size)
+        self.constant = 1 / size if gain == 1 and size & (size - 1) == 0 else verified.round_up(gain / size)
 
     def enclose(self, ball: Ball) -> Ball:
         rounding = verified.rounding_factor(self.size**2 + 5) * verified.vector_norm(self.pool(ball.centre.abs()))

@@ -136,7 +136,9 @@ class _Disturbed:
         """Raises InvalidArgument for a network of another structure."""
         rows = chain.stages[-1].rows()
         stage = chain.stages[-2] if len(chain.stages) > 1 else chain.stages[-1]
-        if rows is None or stage.noise(1.0, 1.0) is None or _weights(chain) != 2:
+        # The rows of other heads are no weights: noise of these is not noise of the rows.
+        plain = type(list(chain.exact.children())[-1]) is torch.nn.Linear
+        if rows is None or not plain or stage.noise(1.0, 1.0) is None or _weights(chain) != 2:
             raise InvalidArgument(
                 "`model` must be pieces without weights, a dense equilibrium (mondeq.Dense) and a linear head: of "
                 "other networks it is not known what noise does"
