@@ -32,9 +32,10 @@ from splitting import ConvergenceWarning, Monitor, Solver, SplittingError
 # How often the loss is read: often enough for a progress bar, seldom enough not to stall an accelerator.
 _STEPS_PER_READ = 20
 _EVALUATION_ENTRIES = 2**25
-# How often steps are tuned again; shares of the tuned step that are tried, on so many samples; the first is taken that
-# needs nearly the fewest steps.
-_STEPS_PER_TUNING, _SHARES, _SAMPLES, _NEARLY = 50, tuple(2.0**-k for k in range(9)), 16, 1.1
+# How often steps are tuned again; on how many samples; shares of the tuned step that are tried.
+_STEPS_PER_TUNING, _SAMPLES, _SHARES = 50, 16, [2.0**-k for k in range(1, 9)]
+# One is worth taking that saves a tenth of the steps; those shorter than one that takes half more are not tried.
+_WORTH, _HOPELESS = 1.1, 1.5
 
 
 class Trainer:
@@ -347,8 +348,15 @@ def _tune_to_inputs(layer: Any, inputs: tuple[Tensor, ...]) -> None:
     tuned = layer.tuned(layer.solver)
     if tuned == layer.solver:
         return  # a step of the user's, or a method that has none
-    steps = {solver: _steps_with(layer, solver, inputs[0]) for solver in map(tuned.rescaled, _SHARES)}
-    layer.solver = next(solver for solver in steps if steps[solver] <= _NEARLY * min(steps.values()))
+    best, fewest = tuned, _steps_with(layer, tuned, inputs[0])
+    for share in _SHARES:
+        shorter = tuned.rescaled(share)
+        steps = _steps_with(layer, shorter, inputs[0])
+        if steps > _HOPELESS * fewest:
+            break
+        if _WORTH * steps < fewest:
+            best, fewest = shorter, steps
+    layer.solver = best
 
 
 def _steps_with(layer: SolvedPiece, solver: Solver, inputs: Tensor) -> float:
