@@ -171,9 +171,13 @@ def product(factors: Sequence[float]) -> float:
     Returns:
         What `math.prod` gives where it does neither; wrong by one rounding per factor and one at the end.
     """
-    mantissas, exponents = zip(*map(math.frexp, factors), strict=True)
+    mantissa, exponent = 1.0, 0
+    for factor in factors:
+        part, shift = math.frexp(factor)
+        mantissa, more = math.frexp(mantissa * part)
+        exponent += shift + more
     try:
-        return math.ldexp(math.prod(mantissas), sum(exponents))
+        return math.ldexp(mantissa, exponent)
     except OverflowError:
         return math.inf
 

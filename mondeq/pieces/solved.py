@@ -65,17 +65,6 @@ class SolvedPiece(Piece):
         """
         raise NotImplementedError  # a subclass solves something
 
-    def solve(self, x: Tensor) -> splitting.Solution:
-        """The solutions for inputs, with their diagnostics.
-
-        Args:
-            x: Inputs (batch, …).
-
-        Returns:
-            One solution per sample.
-        """
-        raise NotImplementedError  # a subclass solves something
-
     def tuned(self, solver: splitting.Solver) -> splitting.Solver:
         """A solver with its step tuned to the weights as they are, where its method has one.
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from mondeq import distributed
-from mondeq.data import Dataset, batches
+from mondeq.data import Dataset, Split, batches
 from mondeq.errors import ConfigError, TrainingError
 from mondeq.files import sole_writer
 from mondeq.losses import Progress
@@ -32,8 +32,8 @@ from splitting import ConvergenceWarning, Monitor, Solver, SplittingError
 # How often the loss is read: often enough for a progress bar, seldom enough not to stall an accelerator.
 _STEPS_PER_READ = 20
 _EVALUATION_ENTRIES = 2**25
-# How often steps are tuned again; on how many samples; shares of the tuned step that are tried.
-_STEPS_PER_TUNING, _SAMPLES, _SHARES = 50, 16, [2.0**-k for k in range(1, 9)]
+# Shares of the tuned step that are tried, on so many samples.
+_SHARES, _SAMPLES = [2.0**-k for k in range(1, 9)], 16
 # One is worth taking that saves a tenth of the steps; those shorter than one that takes half more are not tried.
 _WORTH, _HOPELESS = 1.1, 1.5
 
@@ -107,6 +107,9 @@ class Trainer:
             extra_share=config.extra_share,
             transform=distortion(config.augment, dataset.train.images.shape[1], self.generator),
         )
+        # The same on every process, and when resumed: what steps are tuned to.
+        images, labels = dataset.train.images[:_SAMPLES], dataset.train.labels[:_SAMPLES]
+        ((self._samples, _),) = batches(Split(images, labels), _SAMPLES, device=device)
         # As many images as fit tens of millions of state entries, at most 1000.
         fitting = min(max(_EVALUATION_ENTRIES // model.largest, 1), 1000)
         self.test = batches(dataset.test, fitting, device=device, rank=ranks, world_size=world)
@@ -165,7 +168,7 @@ class Trainer:
         started = time.perf_counter()
         tally = Tally(self.device)
         try:
-            with self._prepared(tally.monitor):
+            with self._watched(tally.monitor):
                 self._train_epoch(epoch, parallel, tally)
             if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
                 raise TrainingError(f"epoch {epoch} broke off: {self._cause()}; {self._kept()}")
@@ -185,17 +188,12 @@ class Trainer:
         self.model.eval()
         tally = Tally(self.device)
         constants, progress = self._constants(), Progress(self.config.radius, self.config.logit_scale, 1.0)
-        solvers = [(layer, layer.solver) for layer in self.model.solved()]
-        try:
-            for number, (images, labels) in enumerate(self.test):
-                if number == 0:
-                    self._tune(solvers, images[:_SAMPLES])
+        with self._solvers() as solvers:
+            self._tune(solvers)
+            for images, labels in self.test:
                 logits = self.model(images)
                 _, excess = self.loss.of_batch(self.model, images, labels, logits, constants, progress)
                 tally.add(right=(logits.argmax(1) == labels).sum(), certified=(excess > 0).sum(), count=len(labels))
-        finally:
-            for layer, solver in solvers:
-                layer.solver = solver
         return tally.ratio("right", "count"), tally.ratio("certified", "count")
 
     def _constants(self) -> Tensor:
@@ -213,16 +211,26 @@ class Trainer:
             _assign(self.model, kept)
 
     @contextmanager
-    def _prepared(self, monitor: Monitor) -> Iterator[None]:
-        """The layers that solve with a monitor instead of a warning per solve, and their solvers as they were after."""
-        kept = [(layer, layer.solver, layer.on_failure) for layer in self.model.solved()]
+    def _solvers(self) -> Iterator[list[tuple[SolvedPiece, Solver]]]:
+        """The layers that solve with their solvers, which they have again after the block."""
+        solvers = [(layer, layer.solver) for layer in self.model.solved()]
+        try:
+            yield solvers
+        finally:
+            for layer, solver in solvers:
+                layer.solver = solver
+
+    @contextmanager
+    def _watched(self, monitor: Monitor | None) -> Iterator[None]:
+        """The layers that solve with a monitor, if any, instead of a warning per solve, and as they were after."""
+        kept = [(layer, layer.monitor, layer.on_failure) for layer in self.model.solved()]
         for layer, _, _ in kept:
             layer.monitor, layer.on_failure = monitor, "return"
         try:
             yield
         finally:
-            for layer, solver, on_failure in kept:
-                layer.solver, layer.monitor, layer.on_failure = solver, None, on_failure
+            for layer, before, on_failure in kept:
+                layer.monitor, layer.on_failure = before, on_failure
 
     def _train_epoch(self, epoch: int, parallel: torch.nn.Module, tally: Tally) -> None:
         self.model.train()
@@ -230,31 +238,27 @@ class Trainer:
         title = f"epoch {epoch}/{self.config.epochs}"
         # disable=None: silent where stderr is no terminal.
         hidden = None if distributed.is_main() else True
-        with tqdm(self.train, title, disable=hidden, leave=False, unit="batch") as bar:
-            solvers = [(layer, layer.solver) for layer in self.model.solved()]
+        with tqdm(self.train, title, disable=hidden, leave=False, unit="batch") as bar, self._solvers() as solvers:
             for step, (images, labels) in enumerate(bar, start=first):
-                moved = self._augment(images)
                 # Weights change fastest at first.
-                if (step - first) % _STEPS_PER_TUNING == 0 or step.bit_count() == 1:
-                    self._tune(solvers, moved[:_SAMPLES])
-                self._step(step, parallel, moved, labels, tally)
+                if step == first or step.bit_count() == 1:
+                    self._tune(solvers)
+                self._step(step, parallel, self._augment(images), labels, tally)
                 if (step - first) % _STEPS_PER_READ == 0 or step + 1 == first + len(self.train):
                     self._read(epoch, tally, bar)
 
     @torch.no_grad()
-    def _tune(self, solvers: list[tuple[SolvedPiece, Solver]], images: Tensor) -> None:
+    def _tune(self, solvers: list[tuple[SolvedPiece, Solver]]) -> None:
         """Give every layer its solver with the step tuned to the weights as they are, and to what reaches the layer.
 
         Any step converges; one that is tuned now and then saves a good part of the steps. It is a function of weights
-        and images that a resumed run has at the same time, so that run takes the same one.
+        that a resumed run has at the same time, so that run takes the same one.
         """
-        with ExitStack() as stack:
+        with self._watched(None), ExitStack() as hooks:
             for layer, solver in solvers:
-                stack.callback(setattr, layer, "monitor", layer.monitor)
-                layer.monitor = None
                 layer.solver = solver
-                stack.callback(layer.register_forward_pre_hook(_tune_to_inputs).remove)
-            self.model(images)
+                hooks.callback(layer.register_forward_pre_hook(_tune_to_inputs).remove)
+            self.model(self._samples)
 
     def _step(self, step: int, parallel: torch.nn.Module, images: Tensor, labels: Tensor, tally: Tally) -> None:
         config = self.config
@@ -343,15 +347,15 @@ def _tune_to_inputs(layer: Any, inputs: tuple[Tensor, ...]) -> None:
     """A hook: give a layer's solver the tuned step, or a power of two shorter one that saves steps for these inputs.
 
     The tuned step contracts fastest in the worst direction of all. Where few directions are like it, and the tolerance
-    is that of training, a much shorter one is done much sooner.
+    is that of training, a much shorter one is done sooner.
     """
     tuned = layer.tuned(layer.solver)
     if tuned == layer.solver:
         return  # a step of the user's, or a method that has none
-    best, fewest = tuned, _steps_with(layer, tuned, inputs[0])
+    best, fewest = tuned, _steps_with(layer, tuned, inputs)
     for share in _SHARES:
         shorter = tuned.rescaled(share)
-        steps = _steps_with(layer, shorter, inputs[0])
+        steps = _steps_with(layer, shorter, inputs)
         if steps > _HOPELESS * fewest:
             break
         if _WORTH * steps < fewest:
@@ -359,10 +363,13 @@ def _tune_to_inputs(layer: Any, inputs: tuple[Tensor, ...]) -> None:
     layer.solver = best
 
 
-def _steps_with(layer: SolvedPiece, solver: Solver, inputs: Tensor) -> float:
-    """The steps of all samples of all processes together."""
-    layer.solver = solver
-    return float(distributed.total(layer.solve(inputs).steps.double().sum()))
+def _steps_with(layer: SolvedPiece, solver: Solver, inputs: tuple[Tensor, ...]) -> float:
+    """The steps that a layer takes with a solver, all samples together. No hook is called."""
+    counts: list[Tensor] = []
+    layer.solver, layer.monitor = solver, lambda _, solution: counts.append(solution.steps.sum())
+    layer.forward(*inputs)
+    layer.monitor = None
+    return float(sum(counts))
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ from splitting.scratch import product, recycled
 
 # Frequencies whose matrices are taken to float64 at a time.
 CHUNK = 128
+# Of a Gram matrix, before power iteration for its norm.
+_SQUARINGS = 8
 
 
 def stacked(symbol: Tensor) -> Tensor:
@@ -141,6 +143,9 @@ def cayley(inverse: Tensor) -> Tensor:
 def cayley_norm(symbol: Tensor, alpha: float) -> float:
     """‖(I − αŜ)(I + αŜ)⁻¹‖₂, the largest over all frequencies, estimated by power iteration.
 
+    What counts is how far from 1 it is, and for an ill-conditioned Ŝ many singular values are near 1. Those of the
+    squared Gram matrices are not: the power is 2^(k+1) after k squarings.
+
     Args:
         symbol: Ŝ, (frequencies, 2n, n).
         alpha: α > 0.
@@ -149,11 +154,18 @@ def cayley_norm(symbol: Tensor, alpha: float) -> float:
         An estimate from below.
     """
     matrices = cayley(complex_inverse(_shifted(symbol, alpha)))
-    index = torch.arange(4 * matrices.shape[1], dtype=matrices.dtype, device=matrices.device)
-    vectors = torch.cos(index.square()).view(-1, 4).expand(len(matrices), -1, -1)
+    power, log_norm = matrices.mT @ matrices, matrices.new_zeros(len(matrices))
+    for squared in range(_SQUARINGS):
+        # In units of its own size, lest it vanish.
+        size = power.norm(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(power.dtype).tiny)
+        log_norm += size.flatten().log() / 2**squared
+        power = torch.linalg.matrix_power(power / size, 2)
+    index = torch.arange(4 * power.shape[1], dtype=power.dtype, device=power.device)
+    vectors = torch.cos(index.square()).view(-1, 4).expand(len(power), -1, -1)
     for _ in range(12):
-        vectors = matrices.mT @ (matrices @ functional.normalize(vectors, dim=1))
-    return float(vectors.norm(dim=1).amax().sqrt())
+        vectors = power @ functional.normalize(vectors, dim=1)
+    log_norm += vectors.norm(dim=1).amax(1).log() / 2**_SQUARINGS
+    return float((log_norm / 2).exp().amax())
 
 
 def spectral_norm(matrices: Tensor, error: float) -> float:

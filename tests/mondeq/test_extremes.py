@@ -26,6 +26,7 @@ def test_products_do_not_vanish_on_the_way() -> None:
     assert product([1e200, 1e200]) == math.inf
     assert product([0.3, 0.7, 1.9]) == math.prod([0.3, 0.7, 1.9])
     assert product([math.inf, 1e-300]) == math.inf
+    assert product([0.5] * 3000 + [2.0] * 3000) == 1.0
 
 
 def test_a_constant_of_tiny_and_huge_layers_is_no_smaller_than_theirs() -> None:

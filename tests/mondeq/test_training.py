@@ -304,8 +304,10 @@ def test_steps_are_tuned_to_what_reaches_a_layer(data: Dataset, tmp_path: Path) 
     with torch.no_grad():
         layer.linear.get_parameter("U").normal_().mul_(3)
     images = data.train.images[:32].float() / 255
-    before = layer.solver
-    trainer._tune([(layer, before)], images)
+    layer.max_steps, layer.on_failure, before = 20, "raise", layer.solver
+    trainer._tune([(layer, before)])
+    assert (layer.on_failure, layer.monitor) == ("raise", None)
+    layer.max_steps = 300
     reached: list[torch.Tensor] = []
     layer.register_forward_pre_hook(lambda _, inputs: reached.append(inputs[0]))
     with torch.no_grad():
@@ -318,7 +320,7 @@ def test_steps_are_tuned_to_what_reaches_a_layer(data: Dataset, tmp_path: Path) 
     assert found.step < plain.step
     assert steps[found] < 0.9 * steps[plain]
     given = splitting.PeacemanRachford(0.3)
-    trainer._tune([(layer, given)], images)
+    trainer._tune([(layer, given)])
     assert layer.solver == given
 
 

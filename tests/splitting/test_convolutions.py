@@ -367,6 +367,26 @@ def test_cayley_norm(channels: int, dtype: torch.dtype) -> None:
         torch.testing.assert_close(splitting.contraction_factor(A.adjoint, alpha), exact, rtol=0, atol=rounding)
 
 
+@all_dtypes
+def test_cayley_norm_where_many_singular_values_are_near_one(dtype: torch.dtype) -> None:
+    """The rate 1 − ρ of an ill-conditioned operator comes out to a fifth near the best α, and so does that."""
+    weight = 0.3 * torch.randn(12, 12, 5, 5, dtype=torch.float64) + torch.randn(12, 1, 1, 1, dtype=torch.float64)
+    kernel = gram_skew(torch.tensor(0.1, dtype=torch.float64), weight, torch.zeros_like(weight))
+    # A phase moves the kernel's centre; of a symmetric A the singular values are the eigenvalues all the same.
+    values = torch.linalg.svdvals(torch.fft.fft2(kernel, s=(12, 12)).permute(2, 3, 0, 1))
+
+    def rate(alpha: float) -> float:
+        return 1 - float(((1 - alpha * values) / (1 + alpha * values)).abs().amax())
+
+    A = splitting.ConvolutionOperator(kernel.to(dtype), (12, 12), strong_monotonicity=0.1)
+    steps = [A.typical_step * 2.0**power for power in range(-6, 10)]
+    best = max(map(rate, steps))
+    assert best < 0.05
+    for alpha in (step for step in steps if rate(step) > 0.2 * best):
+        assert rate(alpha) - 1e-5 <= 1 - A.cayley_norm(alpha) <= 1.2 * rate(alpha) + 1e-5
+    assert rate(splitting.best_step(A)) >= 0.7 * best
+
+
 @pytest.mark.parametrize("name", ["one tier, large", "two tiers, large"])
 def test_tuned_step_of_large_operators(name: str) -> None:
     """Large operators are tuned by a sample of frequencies: about as few steps as with the best of a grid."""
