@@ -9,7 +9,7 @@ from functools import partial
 
 from torch import Tensor
 
-from mondeq import arguments, scrutiny
+from mondeq import arguments
 from mondeq.bounds.base import BOUNDS, Bound, BoundMethod, Chain, Method, best_pairs
 from mondeq.bounds.frequencies import PerFrequency
 from mondeq.bounds.local import local_jacobian_bound, local_jacobian_norms
@@ -19,8 +19,7 @@ from mondeq.bounds.product import Product
 from mondeq.bounds.slopes import Slopes
 from mondeq.bounds.stack import Stack
 from mondeq.modes import proving
-from mondeq.network import Network, exact_copy
-from splitting import InvalidArgument
+from mondeq.network import Network
 
 
 def lipschitz_bounds(
@@ -50,8 +49,8 @@ def lipschitz_bounds(
     """
     if chain is None:
         chain = Chain.of(model, norm)
-    elif chain.norm != norm or chain.owner != scrutiny.fingerprint(exact_copy(model)):
-        raise InvalidArgument("`chain` was proved for other weights or another norm; use Chain.of(model, norm)")
+    else:
+        chain.require_owner(model, norm)
     chain.require_logits()
     if images is not None:
         arguments.check_images(chain.exact.in_shape, images)

@@ -147,6 +147,19 @@ class Chain:
         if len(shape) != 1 or shape[0] < 2:
             raise InvalidArgument(f"`model` gives samples of shape {shape}, and no logits of two classes or more")
 
+    def require_owner(self, model: Network, norm: str) -> None:
+        """Raise unless this was proved for the weights that a network has now, and for a norm.
+
+        Args:
+            model: The network.
+            norm: The name of the norm.
+
+        Raises:
+            InvalidArgument: It was proved for other weights or another norm.
+        """
+        if self.norm != norm or self.owner != scrutiny.fingerprint(exact_copy(model)):
+            raise InvalidArgument("`chain` was proved for other weights or another norm; use Chain.of(model, norm)")
+
     def constant(self, stages: Sequence[Proof]) -> float:
         """A bound for the first stages of the chain together, the norm of the inputs included.
 

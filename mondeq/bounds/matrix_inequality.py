@@ -106,7 +106,10 @@ class Problem:
         scaled = weight[:, None] * blocks.matrix
         size = norms.frobenius(scaled)
         symmetric, power = verified.normalised(scaled + scaled.mT)
-        inputs, input_power = verified.normalised(weight[:, None] * blocks.inputs)
+        # In units of its own before Λ comes, so that no U ≠ 0 vanishes.
+        inputs, own_power = verified.normalised(blocks.inputs)
+        inputs, input_power = verified.normalised(weight[:, None] * inputs)
+        input_power += own_power
         # Where K is not positive definite nothing can be proved, and NaN propagates to a bound of inf.
         chol, info = torch.linalg.cholesky_ex(symmetric)
         good = int(info) == 0 and bool((weight > 0).all())
@@ -167,7 +170,7 @@ class Problem:
         matrix = (matrix + matrix.mT) / 2
         size = 2 * t * self.symmetric_size + float(t * t * self.inputs.square().sum() + C.square().sum()) / gamma
         # 16: entries of K, B and C carry a few roundings of their own.
-        rounding = 2 * verified.rounding_factor(self.inputs.shape[1] + 16) * size
+        rounding = 2 * verified.rounding_factor(max(self.inputs.shape[1], len(C)) + 16) * size
         rounding += t * self.symmetric_error * (1 + 1e-12)
         return verified.smallest_eigenvalue(matrix, perturbation=rounding) >= 0
 
