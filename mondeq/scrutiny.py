@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import pickle
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -191,12 +192,22 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _bytes_of(tensor: Tensor) -> bytes:
+    return str(tuple(tensor.shape)).encode() + tensor.detach().to("cpu", torch.float64).contiguous().numpy().tobytes()
+
+
+class _ByValue(pickle.Pickler):
+    """Writes tensors by shape and value: torch's own way differs from copy to copy of a tensor."""
+
+    def persistent_id(self, obj: object) -> bytes | None:
+        return _bytes_of(obj) if isinstance(obj, Tensor) else None
+
+
 def _update(digest: hashlib._Hash, name: str, value: object) -> None:
     """Add a value of any kind. Raises InvalidType for one that nothing tells from what it may become."""
     digest.update(f"{name} {type(value).__qualname__} ".encode())
     if isinstance(value, Tensor):
-        digest.update(str(tuple(value.shape)).encode())
-        digest.update(value.detach().to("cpu", torch.float64).contiguous().numpy().tobytes())
+        digest.update(_bytes_of(value))
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             _update(digest, f"{name}.{field.name}", getattr(value, field.name))
@@ -205,7 +216,9 @@ def _update(digest: hashlib._Hash, name: str, value: object) -> None:
             _update(digest, f"{name}[{key!r}]", entry)
     else:
         try:
-            digest.update(pickle.dumps(value))
+            written = io.BytesIO()
+            _ByValue(written).dump(value)
+            digest.update(written.getvalue())
         except Exception as error:  # whatever a stranger's attribute raises
             raise InvalidType(
                 f"`{name}` is a {type(value).__name__}, of which nothing tells whether it changes; use numbers"

@@ -463,7 +463,7 @@ PICKED: dict[str, tuple[nn.Module, tuple[int, ...], float, int]] = {
 
 @pytest.mark.parametrize("name", PICKED)
 def test_laws(name: str) -> None:
-    """Linear; the rows of P are orthogonal, of norm `gain`, with `terms` entries each."""
+    """Linear; the rows of P are orthogonal, of norm `gain`, with `terms` entries each. What no float equals is rounded up."""
     module, shape, gain, terms = PICKED[name]
     P = module(torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)).flatten(1).mT
     torch.testing.assert_close(P @ P.mT, gain**2 * torch.eye(len(P), dtype=torch.float64))
@@ -473,7 +473,8 @@ def test_laws(name: str) -> None:
     if isinstance(module, mondeq.Piece):
         assert module.out_shape(torch.Size(shape)).numel() == len(P)
         (proof,) = module.proofs(Norm(), torch.Size(shape))
-        assert proof.constant == gain
+        exact = math.frexp(gain)[0] == 0.5
+        assert proof.constant == gain if exact else gain < proof.constant <= gain * (1 + 1e-14)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

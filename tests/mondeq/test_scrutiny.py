@@ -496,6 +496,16 @@ def test_the_exact_copy_has_the_fingerprint_of_the_model(kind: str) -> None:
     assert owner != fingerprint(exact_copy(classifier(kind, seed=1)))
 
 
+def test_tensors_of_an_activation_belong_to_the_fingerprint_by_value() -> None:
+    model = classifier()
+    model.layer.activation = splitting.Scale(torch.full((5,), 0.9))
+    owner = fingerprint(model)
+    assert owner == fingerprint(copy.deepcopy(model))
+    assert fingerprint(exact_copy(model)) == fingerprint(exact_copy(model))
+    model.layer.activation = splitting.Scale(torch.full((5,), 0.8))
+    assert owner != fingerprint(model)
+
+
 @settings(max_examples=25)
 @given(kind=st.sampled_from(KINDS), seed=st.integers(0, 1000), exponent=st.floats(-300, 300), data=st.data())
 def test_bounds_of_other_weights_are_refused(kind: str, seed: int, exponent: float, data: st.DataObject) -> None:
