@@ -9,14 +9,14 @@ import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import mondeq
 from mondeq import data, distributed, values
-from mondeq.attacks import GEOMETRIES, accuracy_under_attack, nearest_adversarials, prepared
+from mondeq.attacks import GEOMETRIES, nearest_adversarials, prepared, standing
 from mondeq.bounds import lipschitz_bounds
 from mondeq.certificates import Certifier, Report
 from mondeq.cli.evaluation import add_data_dir, add_device, certify_split, count, first_images, pixels, run_data
@@ -105,13 +105,18 @@ def _contents(
     options: argparse.Namespace, model: Network, classes: Sequence[str], split: data.Split, report: Report
 ) -> Contents:
     config = read_json(options.folder / CONFIG)
+    radii = _radii(config)
     order = (report.correct & (report.radius > 0)).nonzero()[:, 0]
     order = order[report.radius[order].argsort(descending=True, stable=True)]
     shown = {"strongest": order[:_PICTURES], "weakest": order.flip(0)[:_PICTURES]}
-    pictures = {
-        name: _pictures(model, classes, split, report, chosen, options.attack) for name, chosen in shown.items()
-    }
-    radii = _radii(config)
+    attacked, counted = None, min(_ATTACKED, len(split))
+    nearest: dict[int, _Nearest] = {}
+    if options.attack:
+        rows = torch.cat([torch.arange(counted), *shown.values()]).unique()
+        nearest = _attacked(model, split, rows, radii, report.norm)
+        distances = torch.tensor([nearest[row].distance for row in range(counted)])
+        attacked = {0.0: float(report.correct[:counted].double().mean())}
+        attacked |= {radius: standing(distances, radius) for radius in radii}
     return Contents(
         title=options.folder.resolve().name or "report",
         run=_identity(options.folder),
@@ -123,9 +128,12 @@ def _contents(
         radii=radii,
         bounds=report.bounds,
         history=read_history(options.folder / "history.csv"),
-        attacked=_attacked(model, split, report, radii) if options.attack else None,
-        attacked_count=min(_ATTACKED, len(split)),
-        **pictures,
+        attacked=attacked,
+        attacked_count=counted,
+        **{
+            name: [_picture(split, row, classes, report, nearest.get(row)) for row in chosen.tolist()]
+            for name, chosen in shown.items()
+        },
     )
 
 
@@ -169,27 +177,29 @@ def _facts(folder: Path, config: dict[str, Any], model: Network, report: Report)
     return {name: str(value) for name, value in facts.items() if value is not None}
 
 
-def _attacked(model: Network, split: data.Split, report: Report, radii: Sequence[float]) -> dict[float, float]:
-    """Accuracy under attack of the first images by radius."""
-    images, labels = pixels(split, 0, _ATTACKED, model.device)
-    found = accuracy_under_attack(model, images, labels, radii, norm=report.norm)
-    return {0.0: float(report.correct[:_ATTACKED].double().mean()), **found}
+class _Nearest(NamedTuple):
+    """The nearest image that an attack found, the class that it is given, and how far it is."""
+
+    image: Tensor
+    given: int
+    distance: float
 
 
-def _pictures(
-    model: Network, classes: Sequence[str], split: data.Split, report: Report, chosen: Tensor, attack: bool
-) -> list[Picture]:
-    taken = data.Split(split.images[chosen], split.labels[chosen])
+def _attacked(
+    model: Network, split: data.Split, rows: Tensor, radii: Sequence[float], norm: str
+) -> dict[int, _Nearest]:
+    """What attacks found for some images, all attacked together, by their numbers."""
+    taken = data.Split(split.images[rows], split.labels[rows])
     images, labels = pixels(taken, 0, len(taken), model.device)
-    names = [classes[label] for label in labels.tolist()]
-    radii = report.radius[chosen].tolist()
-    if not attack or not len(images):
-        return [Picture(*each) for each in zip(images, names, radii, strict=True)]
-    found = nearest_adversarials(model, images, labels, radii=NORMS[report.norm].radii, norm=report.norm)
-    given = model(found.examples.to(images)).argmax(1).tolist()
-    return [
-        Picture(image, name, radius, *((other, classes[number], distance) if distance < math.inf else ()))
-        for image, name, radius, other, number, distance in zip(
-            images, names, radii, found.examples, given, found.distance.tolist(), strict=True
-        )
-    ]
+    found = nearest_adversarials(model, images, labels, radii=radii, norm=norm)
+    given = torch.cat([model(part.to(images)).argmax(1) for part in found.examples.split(_ATTACKED)])
+    each = zip(rows.tolist(), found.examples.cpu(), given.tolist(), found.distance.tolist(), strict=True)
+    return {row: _Nearest(*rest) for row, *rest in each}
+
+
+def _picture(split: data.Split, row: int, classes: Sequence[str], report: Report, nearest: _Nearest | None) -> Picture:
+    image = pixels(split, row, row + 1, torch.device("cpu"))[0][0]
+    shown = (image, classes[int(split.labels[row])], float(report.radius[row]))
+    if nearest is None or math.isinf(nearest.distance):
+        return Picture(*shown)
+    return Picture(*shown, nearest.image, classes[nearest.given], nearest.distance)

@@ -16,7 +16,7 @@ from mondeq.bounds import Chain
 from mondeq.norms import Ball, Norm
 from mondeq.testing import check_certificate, check_lipschitz
 from splitting import InvalidArgument, InvalidType
-from tests.mondeq.zoo import log_uniform
+from tests.mondeq.zoo import jacobian, log_uniform
 
 
 def drawn(seed: int, *, scale: float = 0.5, gamma: float = 1.5, m: float = 0.1) -> mondeq.LipschitzConv2d:
@@ -31,15 +31,6 @@ def drawn(seed: int, *, scale: float = 0.5, gamma: float = 1.5, m: float = 0.1) 
 def layer_of(linear: mondeq.LipschitzConv2d, activation: splitting.Activation | None = None) -> mondeq.ReadoutLayer:
     options: dict[str, Any] = {"tol": 1e-12, "max_steps": 300, "on_failure": "return"}
     return mondeq.ReadoutLayer(linear, activation, splitting.Anderson(), **options)
-
-
-def jacobian(layer: torch.nn.Module, x: Tensor) -> Tensor:
-    """Every output of one copy of x, so that one backward solve gives all rows."""
-    with torch.no_grad():
-        outputs = layer(x[None]).numel()
-    copies = x.expand(outputs, *x.shape).clone().requires_grad_()
-    (rows,) = torch.autograd.grad(layer(copies).flatten(1).diagonal().sum(), copies)
-    return rows.flatten(1)
 
 
 ACTIVATIONS = [splitting.ReLU(), splitting.Tanh(), splitting.LeakyReLU(0.2), splitting.Sigmoid(), splitting.Identity()]

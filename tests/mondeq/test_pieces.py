@@ -18,7 +18,7 @@ from mondeq import AveragePool, Ball, ConfigError, Entries, Norm
 from mondeq.formats import build, describe
 from mondeq.pieces import PIECES, Proof, SolvedPiece, arithmetic
 from splitting import InvalidArgument, verified
-from tests.mondeq.zoo import Array, array, log_uniform
+from tests.mondeq.zoo import Array, array, jacobian, log_uniform
 
 Case = tuple[str, dict[str, Any], tuple[int, ...]]
 DENSE = {"kind": "dense", "features": 5, "m": 0.5}
@@ -220,8 +220,8 @@ def test_no_pair_violates_the_constant_of_a_nonlinear_piece(name: str, kind: str
     # What the two solves left open: 10⁻⁷ for convolutions.
     slack = 1e-5 * (1 + constant) if isinstance(module, SolvedPiece) else 0.0
     assert (moved <= constant * norm.of(step) * (1 + 1e-9) + slack).all()
-    jacobian = torch.autograd.functional.jacobian(lambda y: module(y)[0].flatten(), x[:1])
-    weighted = weights_of(out, proofs[-1].out_shape)[:, None] * array(jacobian.flatten(1)) / weights_of(norm, shape)
+    rows = array(jacobian(module, x[0]))
+    weighted = weights_of(out, proofs[-1].out_shape)[:, None] * rows / weights_of(norm, shape)
     assert np.linalg.norm(weighted, 2) <= constant * (1 + 1e-4)
 
 
@@ -463,7 +463,7 @@ PICKED: dict[str, tuple[nn.Module, tuple[int, ...], float, int]] = {
 
 @pytest.mark.parametrize("name", PICKED)
 def test_laws(name: str) -> None:
-    """Linear; the rows of P are orthogonal, of norm `gain`, with `terms` entries each. What no float equals is rounded up."""
+    """Linear; the rows of P are orthogonal, of norm `gain`, with `terms` entries each; no float: rounded up."""
     module, shape, gain, terms = PICKED[name]
     P = module(torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)).flatten(1).mT
     torch.testing.assert_close(P @ P.mT, gain**2 * torch.eye(len(P), dtype=torch.float64))

@@ -14,7 +14,7 @@ import splitting
 from mondeq.bounds import Chain
 from mondeq.pieces import scaled_radius
 from mondeq.testing import check_certificate, check_lipschitz
-from tests.mondeq.zoo import log_uniform
+from tests.mondeq.zoo import jacobian, log_uniform
 
 
 def dense(features: int = 5, hidden: int = 4, m: float = 0.1) -> mondeq.ReflectedDense:
@@ -36,11 +36,6 @@ def drawn(kind: str, seed: int, scale: float, m: float) -> mondeq.Parameterizati
         for parameter in linear.parameters():
             parameter.normal_(std=scale)
     return linear
-
-
-def jacobian(layer: torch.nn.Module, x: Tensor) -> Tensor:
-    found: Tensor = torch.autograd.functional.jacobian(lambda v: layer(v[None])[0], x)
-    return found.reshape(x.numel(), x.numel())
 
 
 @settings(max_examples=40)

@@ -142,13 +142,13 @@ def test_an_attack_stays_outside_the_certified_radius(call: Call, finished: Path
         call.fails(1, r'needs the foolbox package: pip install "mondeq\[attack\]"', "report", finished, "--attack")
         return
     out = tmp_path / "page.html"
-    assert call("report", finished, "--attack", "--limit", 24, "--out", out).code == 0
+    assert call("report", finished, "--attack", "--limit", 4, "--out", out).code == 0
     page = page_of(out.read_text(encoding="utf-8"))
-    assert "under attack (24 images)" in page.text
+    assert "under attack (4 images)" in page.text
     found = re.findall(r"certified to ([\d.]+) attacked: (\d) at ([\d.]+)", page.text)
-    assert len(found) >= 12
+    assert len(found) >= 2
     assert all(float(radius) <= float(distance) + 1e-3 for radius, _, distance in found)
-    assert len(page.images()) == 16 + len(found)
+    assert len(page.images()) == page.text.count("certified to") + len(found)
 
 
 def test_a_run_that_was_trained_in_another_norm_is_reported_in_that_norm(call: Call, tmp_path: Path) -> None:

@@ -34,6 +34,15 @@ SMALL: dict[str, dict[str, Any]] = {
 Array = NDArray[Any]
 
 
+def jacobian(layer: torch.nn.Module, x: Tensor) -> Tensor:
+    """Every output of one copy of x, so that one backward solve gives all rows."""
+    with torch.no_grad():
+        outputs = layer(x[None]).numel()
+    copies = x.expand(outputs, *x.shape).clone().requires_grad_()
+    (rows,) = torch.autograd.grad(layer(copies).flatten(1).diagonal().sum(), copies)
+    return rows.flatten(1)
+
+
 def own(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
     """`settings` without those that only other presets have: a test of all kinds gives all what one of them takes."""
     names = {name: {each.name for each in fields(preset)} for name, preset in mondeq.PRESETS.items()}
