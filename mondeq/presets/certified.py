@@ -46,10 +46,11 @@ class CertifiedPreset(Preset):
     kernel_size: int = setting(Whole(1), 5, help="side of the convolutions, odd (default 3; certified: 5)")
     m: float = setting(POSITIVE, 0.1, help="strong monotonicity (default 1)")
 
-    # The large learning rate fits the length that U starts with; 36/255 is trained for with 1.4 times that radius.
+    # Orthogonalised steps keep the rows of U apart, which is worth accuracy and saves steps of the solver. The learning
+    # rate fits the length that U starts with; 36/255 is trained for with 1.4 times that radius.
     recipe: ClassVar[dict[str, Any]] = {
-        "epochs": 9, "lr": 1.2e-2, "batch_size": 128, "tol": 3e-2, "shift": 2, "flip": True, "average": "ema",
-        "radius_factor": 1.4, "logit_scale": 3.0,
+        "epochs": 14, "optimizer": "muon", "lr": 8e-3, "batch_size": 128, "tol": 5e-2, "shift": 2, "flip": True,
+        "average": "ema", "radius_factor": 1.4, "logit_scale": 3.0,
     }  # fmt: skip
     certified_recipe: ClassVar[dict[str, Any]] = recipe
     digits_recipe: ClassVar[dict[str, Any]] = {"hidden": (16,), "width": 8, "shift": 0, "epochs": 10}

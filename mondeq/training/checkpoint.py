@@ -14,21 +14,21 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.optim import Optimizer
 
 from mondeq.errors import RunError
 from mondeq.network import Network
 from mondeq.runs import check_tensors, read_tensors, write_tensors
+from mondeq.training.optimizers import MOMENTS
 from mondeq.training.progress import Epoch
 
 NAME = "checkpoint.safetensors"
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def write(
     path: Path,
     model: Network,
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[Optimizer],
     generator: torch.Generator,
     averages: dict[str, Tensor],
     history: list[Epoch],
@@ -38,7 +38,7 @@ def write(
     Args:
         path: The file.
         model: The network.
-        optimizer: Its optimiser.
+        optimizers: Its optimisers.
         generator: The random numbers of the run.
         averages: Those of the weights by name, none where none are kept.
         history: A row for every epoch that is finished.
@@ -48,8 +48,8 @@ def write(
     """
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in averages.items()}
-    for number, entry in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": value for name, value in entry.items()}
+    for number, (optimizer, _, weight) in enumerate(_weights(optimizers)):
+        tensors |= {f"optimizer.{number}.{name}": value for name, value in optimizer.state.get(weight, {}).items()}
     tensors["generator"] = generator.get_state()
     write_tensors(path, tensors, {"history": json.dumps([asdict(row) for row in history])})
 
@@ -57,7 +57,7 @@ def write(
 def read(
     path: Path,
     model: Network,
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[Optimizer],
     generator: torch.Generator,
     averages: dict[str, Tensor],
     *,
@@ -71,7 +71,7 @@ def read(
     Args:
         path: The file.
         model: The network, whose weights are replaced.
-        optimizer: Its optimiser, whose moments are replaced.
+        optimizers: Its optimisers, whose moments are replaced.
         generator: The random numbers of the run, which are set.
         averages: Those of the weights by name, which are replaced; none where the run keeps none.
         epochs: How many the run has.
@@ -91,7 +91,7 @@ def read(
     try:
         with safe_open(path, "pt") as file:
             history = _history(json.loads(file.metadata()["history"]), epochs)
-        moments = _moments(rest, optimizer, len(history), steps)
+        moments = _moments(rest, optimizers, len(history), steps)
         state = rest["generator"]
         torch.Generator().set_state(state)
     except Exception as error:
@@ -103,7 +103,8 @@ def read(
     model.load_state_dict(weights)
     for name, mean in means.items():
         averages[name].copy_(mean)
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    for optimizer, state_of_weights in zip(optimizers, moments, strict=True):
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state_of_weights})
     generator.set_state(state)
     return history
 
@@ -135,25 +136,35 @@ def _row(number: int, row: dict[str, Any]) -> Epoch:
     return Epoch(**row)
 
 
+def _weights(optimizers: list[Optimizer]) -> list[tuple[Optimizer, int, Tensor]]:
+    """All weights in the order of their numbers in the file, with the optimiser of each and its number there."""
+    return [
+        (each, number, weight)
+        for each in optimizers
+        for number, weight in enumerate(weight for group in each.param_groups for weight in group["params"])
+    ]
+
+
 def _moments(
-    tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer, epochs: int, steps: int
-) -> dict[int, dict[str, Tensor]]:
-    """The optimiser's state by number of weight, after so many epochs of so many steps."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    entries: dict[int, dict[str, Tensor]] = {}
-    for number, parameter in enumerate(parameters):
+    tensors: dict[str, Tensor], optimizers: list[Optimizer], epochs: int, steps: int
+) -> list[dict[int, dict[str, Tensor]]]:
+    """Every optimiser's state by its own numbers of weights, after so many epochs of so many steps."""
+    found: dict[Optimizer, dict[int, dict[str, Tensor]]] = {each: {} for each in optimizers}
+    known, counts = {"generator"}, set()
+    for number, (optimizer, own_number, weight) in enumerate(_weights(optimizers)):
         prefix = f"optimizer.{number}."
         entry = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         if entry:
-            _check_entry(number, entry, parameter)
-            entries[number] = entry
-        elif parameter.requires_grad and epochs:
+            _check_entry(number, entry, weight, MOMENTS[type(optimizer)])
+            found[optimizer][own_number] = entry
+            known |= {prefix + name for name in entry}
+            counts.add(int(entry["step"]))
+        elif weight.requires_grad and epochs:
             raise ValueError(f"it has no moments of weight {number}, which is to be trained; was that frozen before?")
-    known = {"generator"} | {f"optimizer.{number}.{name}" for number, entry in entries.items() for name in entry}
     if unknown := sorted(set(tensors) - known):
         raise ValueError(f"unknown {', '.join(unknown)}")
-    _check_counts({int(entry["step"]) for entry in entries.values()}, epochs, steps)
-    return entries
+    _check_counts(counts, epochs, steps)
+    return list(found.values())
 
 
 def _check_counts(counts: set[int], epochs: int, steps: int) -> None:
@@ -167,10 +178,10 @@ def _check_counts(counts: set[int], epochs: int, steps: int) -> None:
         raise ValueError(f"{epochs} epochs of {steps} steps are none of the optimiser's {sorted(counts)} steps")
 
 
-def _check_entry(number: int, entry: dict[str, Tensor], parameter: Tensor) -> None:
-    if set(entry) != {"step", *_MOMENTS}:
-        raise ValueError(f"weight {number} has {', '.join(sorted(entry))} where it needs step, {', '.join(_MOMENTS)}")
-    for name in _MOMENTS:
+def _check_entry(number: int, entry: dict[str, Tensor], parameter: Tensor, moments: tuple[str, ...]) -> None:
+    if set(entry) != {"step", *moments}:
+        raise ValueError(f"weight {number} has {', '.join(sorted(entry))} where it needs step, {', '.join(moments)}")
+    for name in moments:
         moment = entry[name]
         if moment.shape != parameter.shape or moment.dtype != parameter.dtype:
             raise ValueError(
@@ -179,7 +190,7 @@ def _check_entry(number: int, entry: dict[str, Tensor], parameter: Tensor) -> No
             )
         if not bool(torch.isfinite(moment).all()):
             raise ValueError(f"the moment {name} of weight {number} holds NaN or inf")
-    if bool((entry["exp_avg_sq"] < 0).any()):
+    if "exp_avg_sq" in moments and bool((entry["exp_avg_sq"] < 0).any()):
         raise ValueError(f"the moment exp_avg_sq of weight {number} is negative")
     step = entry["step"]
     if step.shape != () or step.dtype != torch.float32 or not 1 <= float(step) < math.inf or float(step) % 1:

@@ -24,8 +24,8 @@ from mondeq.settings import (
     setting,
 )
 from mondeq.training.augmentation import AUGMENTATIONS
+from mondeq.training.optimizers import OPTIMIZERS
 
-OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("one-cycle", "step", "constant")
 AVERAGES = ("none", "ema", "swa")
 
@@ -61,7 +61,8 @@ class TrainingConfig(Settings):
         data: The name of a data set.
         epochs: Passes over the training images.
         batch_size: Samples of a step, over all processes together.
-        optimizer: "adam" or "adamw".
+        optimizer: "adam"; "adamw"; "muon", which orthogonalises the steps of matrices and filters, and leaves
+            biases, scales and a linear last layer to "adamw".
         lr: Learning rate, the peak of the schedule.
         weight_decay: Of the optimiser.
         schedule: "one-cycle" rises over the first 30 % and falls to 0 by half cosines; "step" divides by 10 every
@@ -91,7 +92,7 @@ class TrainingConfig(Settings):
     data: str = setting(Text("the name of a data set", is_file_name))
     epochs: int = setting(Whole(1), 20)
     batch_size: int = setting(Whole(1), 256, help="samples per step, over all processes together")
-    optimizer: str = setting(Choice(OPTIMIZERS), "adam")
+    optimizer: str = setting(Choice(OPTIMIZERS), "adam", help="muon: orthogonalised steps")
     lr: float = setting(POSITIVE, 4e-3, help="peak learning rate")
     weight_decay: float = setting(NONNEGATIVE, 0.0)
     schedule: str = setting(Choice(SCHEDULES), "one-cycle", help="step: divide by 10 every --decay-every epochs")

@@ -26,6 +26,7 @@ from mondeq.runs import WEIGHTS, write_tensors
 from mondeq.training import checkpoint
 from mondeq.training.augmentation import distortion
 from mondeq.training.config import TrainingConfig
+from mondeq.training.optimizers import OPTIMIZERS
 from mondeq.training.progress import Epoch, Tally
 from splitting import ConvergenceWarning, Monitor, Solver, SplittingError
 
@@ -90,8 +91,7 @@ class Trainer:
             raise ConfigError(f"`loss` {config.loss} cannot train this network: {reason}; give another radius, or none")
         self.history: list[Epoch] = []
         self.generator = torch.Generator("cpu").manual_seed(config.seed)
-        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        self.optimizer = kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        self.optimizers = OPTIMIZERS[config.optimizer](model, config.lr, config.weight_decay)
         averaged = [] if config.average == "none" else model.named_parameters()
         self.averages = {name: weight.detach().clone() for name, weight in averaged}
         ranks, world = distributed.rank(), distributed.world_size()
@@ -123,7 +123,7 @@ class Trainer:
         self.history = checkpoint.read(
             self.folder / checkpoint.NAME,
             self.model,
-            self.optimizer,
+            self.optimizers,
             self.generator,
             self.averages,
             epochs=self.config.epochs,
@@ -265,13 +265,14 @@ class Trainer:
         logits = parallel(images)
         progress, constants = config.progress(step, len(self.train)), self._constants()
         loss, excess = self.loss.of_batch(self.model, images, labels, logits, constants, progress)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         if config.clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate(step, len(self.train))
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate(step, len(self.train))
+            optimizer.step()
         with torch.no_grad():
             share = config.average_share(step, len(self.train))
             for name, average in self.averages.items():
@@ -321,7 +322,7 @@ class Trainer:
     def _row(self, epoch: int, tally: Tally, accuracy: float, certified: float, seconds: float) -> Epoch:
         return Epoch(
             epoch=epoch,
-            lr=self.optimizer.param_groups[0]["lr"],
+            lr=self.optimizers[0].param_groups[0]["lr"],
             loss=tally.ratio("loss", "count"),
             train_accuracy=tally.ratio("right", "count"),
             test_accuracy=accuracy,
@@ -337,7 +338,7 @@ class Trainer:
         """Make the state after the last epoch of `history` the run's: the checkpoint decides, the weights follow."""
         if distributed.is_main():
             path = self.folder / checkpoint.NAME
-            checkpoint.write(path, self.model, self.optimizer, self.generator, self.averages, history)
+            checkpoint.write(path, self.model, self.optimizers, self.generator, self.averages, history)
             self.publish()
         self.history = history
         distributed.wait()

@@ -10,7 +10,6 @@ import torch
 import mondeq
 from mondeq.data import Dataset, load
 from mondeq.training import Trainer, TrainingConfig
-from tests.mondeq.zoo import KINDS
 
 WIDTHS: dict[str, dict[str, Any]] = {
     "dense": {"features": 16},
@@ -37,10 +36,20 @@ def digits() -> Dataset:
 @pytest.fixture(scope="session")
 def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, mondeq.Classifier]:
     """One small certificate-aware network of each kind, trained for a second. Not to be changed by a test."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    models = {}
-    for kind in KINDS:
+    return _Trained(digits, tmp_path_factory)
+
+
+class _Trained(dict[str, mondeq.Classifier]):
+    """Each is trained when it is first asked for."""
+
+    def __init__(self, digits: Dataset, folders: pytest.TempPathFactory) -> None:
+        super().__init__()
+        self.digits, self.folders = digits, folders
+
+    def __missing__(self, kind: str) -> mondeq.Classifier:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        digits = self.digits
         torch.manual_seed(0)
         model = mondeq.Classifier(
             mondeq.ModelConfig(
@@ -61,8 +70,8 @@ def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[s
             radius=0.2,
             logit_scale=6.0 if kind == "lipschitz" else 1.0,
         )
-        folder: Path = tmp_path_factory.mktemp(kind)
+        folder: Path = self.folders.mktemp(kind)
         Trainer(model, digits, config, folder, torch.device("cpu")).run()
-        models[kind] = model.eval()
-    torch.set_num_threads(threads)
-    return models
+        torch.set_num_threads(threads)
+        self[kind] = model.eval()
+        return self[kind]

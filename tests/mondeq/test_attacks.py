@@ -25,21 +25,19 @@ from tests.mondeq.zoo import KINDS, classifier, head_of, labels_of, pictures
 pytest.importorskip("foolbox")
 
 
-@pytest.mark.parametrize("factor", [10.0, 1e4, 1e-20])
-def test_confidence_does_not_blind_the_attack(
-    factor: float, trained: dict[str, mondeq.Classifier], digits: Dataset
-) -> None:
+def test_confidence_does_not_blind_the_attack(trained: dict[str, mondeq.Classifier], digits: Dataset) -> None:
     """A multiple of the head changes no prediction, and so no accuracy under attack; cross-entropy saw nothing here."""
     images, labels = digits.test.images[:40].float() / 255, digits.test.labels[:40]
-    model = copy.deepcopy(trained["dense"])
-    before = accuracy_under_attack(model, images, labels, [0.3, 0.6, 1.0], steps=10)
-    with torch.no_grad():
-        head_of(model)[0].mul_(factor)
-        head_of(model)[1].mul_(factor)
-    after = accuracy_under_attack(model, images, labels, [0.3, 0.6, 1.0], steps=10)
-    assert after == pytest.approx(before, abs=0.026)
-    assert before.zero_gradients == after.zero_gradients == 0
-    assert after[1.0] < 0.5 < after[0.3]
+    before = accuracy_under_attack(trained["dense"], images, labels, [0.3, 0.6, 1.0], steps=10)
+    for factor in (10.0, 1e4, 1e-20):
+        model = copy.deepcopy(trained["dense"])
+        with torch.no_grad():
+            head_of(model)[0].mul_(factor)
+            head_of(model)[1].mul_(factor)
+        after = accuracy_under_attack(model, images, labels, [0.3, 0.6, 1.0], steps=10)
+        assert after == pytest.approx(before, abs=0.026)
+        assert before.zero_gradients == after.zero_gradients == 0
+        assert after[1.0] < 0.5 < after[0.3]
 
 
 def test_a_constant_network_is_reported_as_blind() -> None:

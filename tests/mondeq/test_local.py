@@ -99,17 +99,15 @@ def test_they_are_never_below_the_global_ones_and_attacks_find_nothing(kind: str
 
 
 @pytest.mark.parametrize("activation", [splitting.ReLU(), splitting.Tanh(), splitting.LeakyReLU(0.1)], ids=str)
-@pytest.mark.parametrize("seed", range(2))
-def test_in_the_plane_no_nearer_point_has_another_prediction(activation: splitting.Activation, seed: int) -> None:
+def test_in_the_plane_no_nearer_point_has_another_prediction(activation: splitting.Activation) -> None:
     """The plane is searched on a grid of rays: the radius is never more than the distance, and mostly near it."""
-    torch.manual_seed(seed)
     linear = mondeq.Dense(2, 8, m=0.5)
     with torch.no_grad():
         for parameter in linear.parameters():
             parameter.normal_(std=0.7)
     layer = mondeq.EquilibriumLayer(linear, activation, tol=1e-10, max_steps=2000)
     model = mondeq.Network([layer, torch.nn.Linear(8, 3)], (2,)).double().eval()
-    images = drawn(16, 2, seed=seed)
+    images = drawn(16, 2, seed=0)
     plain, local = report_of(model, images), report_of(model, images, extra=("local",))
     angles = torch.linspace(0, 2 * math.pi, 65, dtype=torch.float64)[:-1]
     rays = torch.stack([angles.cos(), angles.sin()], dim=1)

@@ -38,7 +38,7 @@ def drawn(kind: str, seed: int, scale: float, m: float) -> mondeq.Parameterizati
     return linear
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     kind=st.sampled_from(sorted(KINDS)),
     seed=st.integers(0, 99),

@@ -344,7 +344,7 @@ def test_a_checkpoint_that_is_none_is_refused_and_changes_nothing(
     assert "train again with another --out" in str(caught.value)
     assert same_weights(before, weights(trainer.model))
     assert torch.equal(generator, trainer.generator.get_state())
-    assert not trainer.optimizer.state
+    assert not any(optimizer.state for optimizer in trainer.optimizers)
     assert not trainer.history
 
 
@@ -451,7 +451,7 @@ def test_a_limit_on_files_is_one_line_and_keeps_the_old_ones(
     row = Epoch(1, 0.1, 1.0, 0.5, 0.5, 0.5, 3.0, 3.0, 0.0, 0.0, 0.1)
     report = some_report()
     trainer = trainer_for(data, tmp_path)
-    arguments = (tmp_path / "file", trainer.model, trainer.optimizer, trainer.generator, {}, [row])
+    arguments = (tmp_path / "file", trainer.model, trainer.optimizers, trainer.generator, {}, [row])
     write: Callable[[], object] = {
         "model": lambda: mondeq.save(model_for(data), tmp_path),
         "checkpoint": lambda: checkpoint.write(*arguments),

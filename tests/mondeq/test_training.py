@@ -24,6 +24,7 @@ from mondeq.losses import Margin, Progress, gap_estimates, margins
 from mondeq.network import exact_copy
 from mondeq.runs import WEIGHTS, read_tensors
 from mondeq.training import Epoch, Trainer, TrainingConfig, checkpoint
+from mondeq.training.optimizers import Muon
 from mondeq.training.progress import Tally, write_history
 from mondeq.training.recipes import recipe
 from tests.mondeq.zoo import KINDS, array, classifier, head_of, model_for, same_weights, tiny_dataset, weights
@@ -204,10 +205,9 @@ def test_schedules_of_very_short_runs(schedule: str, epochs: int, steps: int) ->
 def test_the_optimizer_gets_the_scheduled_rates(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_for(data, tmp_path, epochs=2)
     seen = []
-    step = trainer.optimizer.step
-    monkeypatch.setattr(
-        trainer.optimizer, "step", lambda: (seen.append(trainer.optimizer.param_groups[0]["lr"]), step())
-    )
+    (optimizer,) = trainer.optimizers
+    step = optimizer.step
+    monkeypatch.setattr(optimizer, "step", lambda: (seen.append(optimizer.param_groups[0]["lr"]), step()))
     trainer.run()
     assert seen == [trainer.config.learning_rate(k, 3) for k in range(6)]
     assert [row.lr for row in trainer.history] == [seen[2], seen[5]]
@@ -240,7 +240,7 @@ def test_the_optimizer_gets_the_scheduled_rates(data: Dataset, tmp_path: Path, m
         ({"extra": ""}, "`extra` must be the name of a folder of pictures, got ''"),
         ({"extra_share": 1}, r"`extra_share` must be in \(0, 1\), got 1"),
         ({"ramp": 1.1}, r"`ramp` must be in \[0, 1\], got 1.1"),
-        ({"optimizer": "sgd"}, "`optimizer` must be one of adam, adamw, got 'sgd'"),
+        ({"optimizer": "sgd"}, "`optimizer` must be one of adam, adamw, muon, got 'sgd'"),
         ({"schedule": "cosine"}, "`schedule` must be one of one-cycle, step, constant, got 'cosine'"),
     ],
 )
@@ -385,14 +385,15 @@ def test_a_tally_of_nothing_is_zero() -> None:
 
 def gradient_norms(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """‖gradient‖ of each step of a run, as the optimiser sees it."""
-    norms, step = [], trainer.optimizer.step
+    (optimizer,) = trainer.optimizers
+    norms, step = [], optimizer.step
 
     def record() -> None:
         gradients = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
         norms.append(float(torch.cat(gradients).norm()))
         step()
 
-    monkeypatch.setattr(trainer.optimizer, "step", record)
+    monkeypatch.setattr(optimizer, "step", record)
     trainer.run()
     return norms
 
@@ -426,7 +427,7 @@ def test_every_solver_trains_alike(data: Dataset, tmp_path: Path) -> None:
 def test_every_activation_trains(kind: str, activation: str, data: Dataset, tmp_path: Path) -> None:
     model = model_for(data, kind, activation=activation)
     before = weights(model)
-    config = TrainingConfig("tiny", epochs=2, batch_size=16, lr=1e-2, radius=0.02)
+    config = TrainingConfig("tiny", epochs=1, batch_size=32, lr=1e-2, radius=0.02)
     Trainer(model, data, config, tmp_path, CPU).run()
     after = weights(model)
     assert all(bool(torch.isfinite(t).all()) for t in after.values())
@@ -436,10 +437,11 @@ def test_every_activation_trains(kind: str, activation: str, data: Dataset, tmp_
     assert len(same) < len(after)
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "muon"])
 def test_optimizers(name: str, data: Dataset, tmp_path: Path) -> None:
     trainer = trained(data, tmp_path, optimizer=name, weight_decay=0.5, epochs=1)
-    assert type(trainer.optimizer) is {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    found = {"adam": [torch.optim.Adam], "adamw": [torch.optim.AdamW], "muon": [Muon, torch.optim.AdamW]}[name]
+    assert [type(optimizer) for optimizer in trainer.optimizers] == found
     plain = trained(data, tmp_path / "plain", epochs=1)
     assert not same_weights(weights(trainer.model), weights(plain.model))
 
@@ -536,7 +538,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     kind: str, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupted before the first step, within an epoch, between two; optimiser, order and augmentation go on."""
-    settings: dict[str, Any] = {"shift": 1, "radius": 0.05, "clip": 0.5, "optimizer": "adamw", "weight_decay": 0.1}
+    optimizer = "muon" if kind in ("lipschitz", "conv") else "adamw"
+    settings: dict[str, Any] = {"shift": 1, "radius": 0.05, "clip": 0.5, "optimizer": optimizer, "weight_decay": 0.1}
     whole = trained(data, tmp_path / "whole", kind, **settings)
     for after_steps in (0, 2, 3, 4, 8):
         folder = tmp_path / f"broken{after_steps}"

@@ -24,6 +24,14 @@ from tests.splitting.problems import Known, dense, known, log_uniform, scaled_pr
 each_operator = pytest.mark.parametrize("operator", SMALL_OPERATORS)
 each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 each_solver = pytest.mark.parametrize("solver", SOLVERS)
+# All pairs in double precision; in single precision a third of them, with every operator and every activation.
+CASES = [
+    (operator, activation, dtype)
+    for i, operator in enumerate(SMALL_OPERATORS)
+    for j, activation in enumerate(ACTIVATIONS)
+    for dtype in DTYPES
+    if dtype == torch.float64 or (i + j) % 3 == 0
+]
 
 
 def attempt(problem: splitting.Inclusion, solver: Solver, **options: object) -> splitting.Solution:
@@ -41,9 +49,7 @@ def tried(operator: str, activation: str, dtype: torch.dtype) -> tuple[Known, li
 # -- all agree ---------------------------------------------------------------------------------------------------
 
 
-@each_operator
-@each_activation
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("operator", "activation", "dtype"), CASES)
 def test_all_solvers_find_the_known_answer(operator: str, activation: str, dtype: torch.dtype) -> None:
     """Converged or not, every solver is within its error bound of one and the same point, the equilibrium."""
     example, solutions = tried(operator, activation, dtype)
