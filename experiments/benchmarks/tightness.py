@@ -44,8 +44,7 @@ def measure(tightness: float, orthogonal: bool, seed: int = 0) -> dict[str, Any]
     x = torch.randn(CHANNELS, SIDE, SIDE, dtype=torch.float64)
     smallest = largest = None
     if orthogonal:  # others take thousands of steps for a column
-        jacobian = torch.autograd.functional.jacobian(lambda v: model(v[None])[0], x).reshape(x.numel(), x.numel())
-        values = torch.linalg.svdvals(jacobian)
+        values = torch.linalg.svdvals(jacobian(model, x[None]))
         smallest, largest = float(values[-1]), float(values[0])
     return {
         "rows of U": "orthogonal" if orthogonal else "independent",
