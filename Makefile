@@ -1,7 +1,7 @@
 # Everything runs inside .venv, which the first target that needs it creates. `make help` lists the targets.
 #
 #   make demo                       train and certify a small classifier
-#   make test                       all tests
+#   make test                       the tests
 #   make test PYTEST_ARGS="-k prox" some of them
 #   make demo PYTHON=python3.12     with another interpreter, when .venv does not exist yet
 
@@ -25,7 +25,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --no-input --disable-pip-version-che
 
 help:
 	@echo "make demo    train a certified classifier on handwritten digits, print its accuracies, draw its curve"
-	@echo "make test    run all tests"
+	@echo "make test    run the tests (PYTEST_ARGS=\"-m slow\": those that are left out)"
 	@echo "make lint    check style and formatting (ruff)"
 	@echo "make format  put style and formatting right where ruff can"
 	@echo "make types   check types (mypy)"

@@ -21,7 +21,9 @@ def rows(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("data", ALL)
+@pytest.mark.parametrize(
+    "data", ["mnist", *(pytest.param(name, marks=pytest.mark.slow) for name in ALL if name != "mnist")]
+)
 def test_smoke(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every preset, tiny: a row each, beside the published figure."""
     presets = ALL[data]

@@ -24,6 +24,7 @@ from splitting import InvalidArgument
 from tests.mondeq.zoo import (
     DENSE_KINDS,
     KINDS,
+    KINDS_IN_TURN,
     Array,
     array,
     classifier,
@@ -36,7 +37,7 @@ from tests.mondeq.zoo import (
     pixel_scale,
 )
 
-each_kind = pytest.mark.parametrize("kind", KINDS)
+each_kind = pytest.mark.parametrize("kind", KINDS_IN_TURN)
 each_dense_kind = pytest.mark.parametrize("kind", DENSE_KINDS)
 
 

@@ -25,7 +25,9 @@ KINDS: dict[str, Callable[[], mondeq.Parameterization]] = {
     "conv": lambda: mondeq.Conv2d(1, 2, (4, 6), learn_m=True, weight_norm=True),
     "multiscale": lambda: mondeq.MultiscaleConv2d(1, (1, 2), (4, 6), learn_m=True),
 }
-each_kind = pytest.mark.parametrize("kind", KINDS)
+each_kind = pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if "multiscale" in kind else []) for kind in KINDS]
+)
 
 
 def parameterization(kind: str = "dense", *, seed: int = 0) -> mondeq.Parameterization:

@@ -281,7 +281,6 @@ def test_steps_are_never_above_what_is_certified() -> None:
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no browser")
-@pytest.mark.slow
 def test_a_browser_draws_it(tmp_path: Path) -> None:
     """In full: the drawing has many colours and its last section."""
     (tmp_path / "page.html").write_text(compose(contents(tiny_dataset(), facts={"the last": "fact"})), encoding="utf-8")

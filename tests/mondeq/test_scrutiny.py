@@ -28,9 +28,9 @@ from mondeq.scrutiny import fingerprint
 from mondeq.testing import activations, check_certificate, check_lipschitz, check_unique_equilibrium
 from splitting import InvalidArgument, InvalidType
 from splitting.errors import SplittingError
-from tests.mondeq.zoo import KINDS, classifier, labels_of, pictures, same_weights
+from tests.mondeq.zoo import KINDS, KINDS_IN_TURN, classifier, labels_of, pictures, same_weights
 
-each_kind = pytest.mark.parametrize("kind", KINDS)
+each_kind = pytest.mark.parametrize("kind", KINDS_IN_TURN)
 
 
 class Doubled(splitting.ReLU):

@@ -27,10 +27,20 @@ from mondeq.training import Epoch, Trainer, TrainingConfig, checkpoint
 from mondeq.training.optimizers import Muon
 from mondeq.training.progress import Tally, write_history
 from mondeq.training.recipes import recipe
-from tests.mondeq.zoo import KINDS, array, classifier, head_of, model_for, same_weights, tiny_dataset, weights
+from tests.mondeq.zoo import (
+    KINDS,
+    KINDS_IN_TURN,
+    array,
+    classifier,
+    head_of,
+    model_for,
+    same_weights,
+    tiny_dataset,
+    weights,
+)
 
 CPU = torch.device("cpu")
-each_kind = pytest.mark.parametrize("kind", KINDS)
+each_kind = pytest.mark.parametrize("kind", KINDS_IN_TURN)
 
 
 @pytest.fixture(scope="module")
@@ -541,7 +551,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     optimizer = "muon" if kind in ("lipschitz", "conv") else "adamw"
     settings: dict[str, Any] = {"shift": 1, "radius": 0.05, "clip": 0.5, "optimizer": optimizer, "weight_decay": 0.1}
     whole = trained(data, tmp_path / "whole", kind, **settings)
-    for after_steps in (0, 2, 3, 4, 8):
+    for after_steps in (0, 2, 3, 8):
         folder = tmp_path / f"broken{after_steps}"
         folder.mkdir()
         interrupt(trainer_for(data, folder, kind, **settings), monkeypatch, after_steps=after_steps)

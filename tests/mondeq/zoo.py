@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from mondeq.data import Dataset, Split
 
 DENSE_KINDS = ("dense", "lipschitz")
 KINDS = (*DENSE_KINDS, "conv", "multiscale")
+# The slowest of them only where slow tests are asked for.
+KINDS_IN_TURN = (*KINDS[:-1], pytest.param(KINDS[-1], marks=pytest.mark.slow))
 # Widths for pictures of 2×3, and for those of 4×4 and more.
 TINY: dict[str, dict[str, Any]] = {
     "dense": {"features": 5},

@@ -63,7 +63,13 @@ def test_gradcheck_every_solver(solver: str) -> None:
     assert torch.autograd.gradcheck(solve, inputs, check_forward_ad=True, fast_mode=True)
 
 
-@pytest.mark.parametrize("operator", SMALL_OPERATORS)
+@pytest.mark.parametrize(
+    "operator",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name.startswith("mondeq.MultiscaleConv2d") else [])
+        for name in SMALL_OPERATORS
+    ],
+)
 def test_gradcheck_every_operator(operator: str) -> None:
     """With its adjoint, which the backward pass of the backward pass meets."""
     for A in (SMALL_OPERATORS[operator](torch.float64), SMALL_OPERATORS[operator](torch.float64).adjoint):
