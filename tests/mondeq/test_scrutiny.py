@@ -792,7 +792,7 @@ def test_nothing_lands_on_the_default_device(kind: str, dtype: torch.dtype, tmp_
     assert same_network(model, loaded)
 
 
-@each_kind
+@pytest.mark.parametrize("kind", ["dense", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
 def test_inside_inference_mode(kind: str, tmp_path: Path) -> None:
     """Also for weights and images that were made in it, inside and after."""
     pytest.importorskip("foolbox")
