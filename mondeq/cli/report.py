@@ -131,7 +131,7 @@ def _contents(
         attacked=attacked,
         attacked_count=counted,
         **{
-            name: [_picture(split, row, classes, report, nearest.get(row)) for row in chosen.tolist()]
+            name: [_picture(model, split, row, classes, report, nearest.get(row)) for row in chosen.tolist()]
             for name, chosen in shown.items()
         },
     )
@@ -178,10 +178,9 @@ def _facts(folder: Path, config: dict[str, Any], model: Network, report: Report)
 
 
 class _Nearest(NamedTuple):
-    """The nearest image that an attack found, the class that it is given, and how far it is."""
+    """The nearest image that an attack found, and how far it is."""
 
     image: Tensor
-    given: int
     distance: float
 
 
@@ -192,14 +191,16 @@ def _attacked(
     taken = data.Split(split.images[rows], split.labels[rows])
     images, labels = pixels(taken, 0, len(taken), model.device)
     found = nearest_adversarials(model, images, labels, radii=radii, norm=norm)
-    given = torch.cat([model(part.to(images)).argmax(1) for part in found.examples.split(_ATTACKED)])
-    each = zip(rows.tolist(), found.examples.cpu(), given.tolist(), found.distance.tolist(), strict=True)
+    each = zip(rows.tolist(), found.examples, found.distance.tolist(), strict=True)
     return {row: _Nearest(*rest) for row, *rest in each}
 
 
-def _picture(split: data.Split, row: int, classes: Sequence[str], report: Report, nearest: _Nearest | None) -> Picture:
-    image = pixels(split, row, row + 1, torch.device("cpu"))[0][0]
+def _picture(
+    model: Network, split: data.Split, row: int, classes: Sequence[str], report: Report, nearest: _Nearest | None
+) -> Picture:
+    (image,), _ = pixels(split, row, row + 1, model.device)
     shown = (image, classes[int(split.labels[row])], float(report.radius[row]))
     if nearest is None or math.isinf(nearest.distance):
         return Picture(*shown)
-    return Picture(*shown, nearest.image, classes[nearest.given], nearest.distance)
+    given = int(model(nearest.image[None].to(image)).argmax())
+    return Picture(*shown, nearest.image, classes[given], nearest.distance)
